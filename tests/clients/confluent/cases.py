@@ -202,8 +202,8 @@ def records_of_1_mb():
     sender = Sender(message_max_bytes=1_048_588)
     for i in range(8):
         sender.send(topic, value_of(i, 1_000_000), key=b"%d" % i, timestamp=BASE_TIME + i)
-    # The largest that fits into max.message.bytes as one batch: 61 bytes of batch, 12 of record, no key.
-    sender.send(topic, os.urandom(1_048_588 - 61 - 12), timestamp=BASE_TIME + 9)
+    # The largest that fits into max.message.bytes as one batch: 61 bytes of batch, 11 of record, no key.
+    sender.send(topic, os.urandom(1_048_588 - 61 - 11), timestamp=BASE_TIME + 9)
     sent = sender.flush()
     read_all(topic, 1, sent)
 
