@@ -1,0 +1,151 @@
+//! Kafka's topic configs and the cluster-wide broker configs behind them: types, defaults, checks and docs (Kafka 4.x,
+//! `TopicConfig`, `LogConfig`, KIP-1030 for the bounds), and what a topic's configs come to.
+
+mod settings;
+mod table;
+
+pub use settings::{Compression, TimestampType, TopicSettings};
+pub use table::{BROKER_CONFIGS, TOPIC_CONFIGS};
+
+use std::collections::BTreeMap;
+
+/// Kafka's types of config values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigType {
+    Boolean,
+    String,
+    Int,
+    Long,
+    Double,
+    List,
+}
+
+impl ConfigType {
+    /// The number that DescribeConfigs gives it.
+    pub const fn code(self) -> i8 {
+        match self {
+            Self::Boolean => 1,
+            Self::String => 2,
+            Self::Int => 3,
+            Self::Long => 5,
+            Self::Double => 6,
+            Self::List => 7,
+        }
+    }
+}
+
+/// What a value must satisfy beyond its type.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Check {
+    Any,
+    AtLeast(i64),
+    Between(i64, i64),
+    Ratio,
+    OneOf(&'static [&'static str]),
+    /// Each item of the list is one of these.
+    ItemsOf(&'static [&'static str]),
+    /// -1 or one of this range.
+    DefaultOr(i64, i64),
+}
+
+/// One config.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ConfigDef {
+    pub name: &'static str,
+    pub kind: ConfigType,
+    pub default: &'static str,
+    pub check: Check,
+    /// The broker config that gives a topic config its default; empty: none.
+    pub broker_name: &'static str,
+    pub doc: &'static str,
+}
+
+/// The definition of a topic config.
+pub fn topic_config(name: &str) -> Option<&'static ConfigDef> {
+    TOPIC_CONFIGS.iter().find(|def| def.name == name)
+}
+
+/// The definition of a cluster-wide dynamic broker config.
+pub fn broker_config(name: &str) -> Option<&'static ConfigDef> {
+    BROKER_CONFIGS.iter().find(|def| def.name == name)
+}
+
+impl ConfigDef {
+    /// Whether `value` may be set; the message is what Kafka's `ConfigException` says.
+    pub fn check(&self, value: &str) -> Result<(), String> {
+        let fail = |why: String| Err(format!("Invalid value {value} for configuration {}: {why}", self.name));
+        let value = value.trim();
+        let number = match self.kind {
+            ConfigType::Boolean => {
+                let known = value.eq_ignore_ascii_case("true") || value.eq_ignore_ascii_case("false");
+                return if known { Ok(()) } else { fail("Expected value to be either true or false".into()) };
+            }
+            ConfigType::Int => value.parse::<i32>().ok().map(i64::from),
+            ConfigType::Long => value.parse::<i64>().ok(),
+            ConfigType::Double => {
+                return match value.parse::<f64>() {
+                    Ok(ratio) if self.check != Check::Ratio || (0.0..=1.0).contains(&ratio) => Ok(()),
+                    Ok(_) => fail("Value must be between 0 and 1".into()),
+                    Err(_) => fail("Not a number of type DOUBLE".into()),
+                };
+            }
+            ConfigType::String | ConfigType::List => None,
+        };
+        match (self.kind, number) {
+            (ConfigType::Int, None) => return fail("Not a number of type INT".into()),
+            (ConfigType::Long, None) => return fail("Not a number of type LONG".into()),
+            _ => {}
+        }
+        match (self.check, number) {
+            (Check::AtLeast(least), Some(n)) if n < least => fail(format!("Value must be at least {least}")),
+            (Check::Between(least, _), Some(n)) if n < least => {
+                fail(format!("Value must be at least {least}"))
+            }
+            (Check::Between(_, most), Some(n)) if n > most => {
+                fail(format!("Value must be no more than {most}"))
+            }
+            (Check::DefaultOr(least, most), Some(n)) if n != -1 && !(least..=most).contains(&n) => {
+                fail(format!("Value must be between {least} and {most} or equal to -1"))
+            }
+            (Check::OneOf(known), _) if !known.contains(&value) => {
+                fail(format!("String must be one of: {}", known.join(", ")))
+            }
+            (Check::ItemsOf(known), _) => match list_items(value).find(|item| !known.contains(item)) {
+                Some(_) => fail(format!("String must be one of: {}", known.join(", "))),
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Items of a LIST value: separated by commas, trimmed; an empty value has none.
+pub fn list_items(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// Where a value comes from, numbered as DescribeConfigs numbers config sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigSource {
+    DynamicTopic = 1,
+    DynamicBroker = 2,
+    DynamicDefaultBroker = 3,
+    StaticBroker = 4,
+    Default = 5,
+}
+
+/// The value of a topic config and where it comes from: the topic's override, the cluster's dynamic default, Kafka's
+/// default.
+pub fn topic_value<'a>(
+    def: &'a ConfigDef,
+    overrides: &'a BTreeMap<String, String>,
+    cluster: Option<&'a BTreeMap<String, String>>,
+) -> (&'a str, ConfigSource) {
+    if let Some(value) = overrides.get(def.name) {
+        return (value, ConfigSource::DynamicTopic);
+    }
+    match cluster.and_then(|cluster| cluster.get(def.broker_name)) {
+        Some(value) => (value, ConfigSource::DynamicDefaultBroker),
+        None => (def.default, ConfigSource::Default),
+    }
+}
