@@ -1,0 +1,232 @@
+//! One life of a simulated node, and the gate between it and the outside.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{Shared, SimConn, SimDisk, SimListener, SimRng};
+use crate::disk::{DirLock, Disk, DiskFile, Open};
+
+/// One life: from boot to death.
+pub struct Node {
+    name: String,
+    pub(super) shared: Arc<Shared>,
+    rng: Mutex<SimRng>,
+    booted: Instant,
+    booted_us: u64,
+    start_ms: i64,
+    disk: Arc<SimDisk>,
+    dead: AtomicBool,
+    /// Steps until death; zero when not armed.
+    fuse: AtomicU64,
+    armed_point: Mutex<Option<&'static str>>,
+    passed: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Node {
+    pub(super) fn new(name: &str, shared: Arc<Shared>, seed: u64, start_ms: i64, disk: Arc<SimDisk>) -> Self {
+        let booted_us = shared.now_us.load(Ordering::Relaxed);
+        Self {
+            name: name.to_owned(),
+            shared,
+            rng: Mutex::new(SimRng::new(seed)),
+            booted: Instant::now(),
+            booted_us,
+            start_ms,
+            disk,
+            dead: AtomicBool::new(false),
+            fuse: AtomicU64::new(0),
+            armed_point: Mutex::new(None),
+            passed: Mutex::default(),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Microseconds since the world began, by this node's clock.
+    pub(super) fn now_us(&self) -> u64 {
+        self.booted_us + u64::try_from(self.booted.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn now_ms(&self) -> i64 {
+        self.start_ms + i64::try_from(self.now_us() / 1000).unwrap_or(i64::MAX)
+    }
+
+    pub(crate) fn random_u64(&self) -> u64 {
+        self.rng.lock().next_u64()
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn arm(&self, steps: u64) {
+        self.fuse.store(steps, Ordering::Relaxed);
+    }
+
+    pub(super) fn arm_point(&self, point: &'static str) {
+        *self.armed_point.lock() = Some(point);
+    }
+
+    pub(super) fn points_passed(&self) -> BTreeMap<&'static str, u64> {
+        self.passed.lock().clone()
+    }
+
+    /// Dies here: from now on nothing this life does is seen outside.
+    pub(super) fn die(&self, why: &str) {
+        if self.dead.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.shared.record(self.now_us_or_world(), &self.name, why);
+        let seed = self.shared.rng.lock().next_u64();
+        self.disk.crash(seed);
+        self.shared.network.forget_node(&self.name);
+    }
+
+    /// The node's clock can be read only from inside its runtime; a crash may come from the world.
+    fn now_us_or_world(&self) -> u64 {
+        self.shared.now_us.load(Ordering::Relaxed)
+    }
+
+    /// Counts one effect on the outside. `Err` if this life has ended, before the effect.
+    pub(super) fn step(&self, what: &str) -> io::Result<()> {
+        if self.is_dead() {
+            return Err(gone());
+        }
+        self.shared.record(self.now_us(), &self.name, what);
+        let left = self.fuse.load(Ordering::Relaxed);
+        if left > 0 {
+            self.fuse.store(left - 1, Ordering::Relaxed);
+            if left == 1 {
+                self.die("dies at a step");
+                return Err(gone());
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn pass(&self, point: &'static str) {
+        if self.step(point).is_err() {
+            return;
+        }
+        *self.passed.lock().entry(point).or_default() += 1;
+        if *self.armed_point.lock() == Some(point) {
+            self.die("dies at a crash point");
+        }
+    }
+
+    pub(crate) fn listen(self: &Arc<Self>, addr: &str) -> io::Result<SimListener> {
+        self.step("listen")?;
+        self.shared.network.listen(self, addr)
+    }
+
+    pub(crate) async fn connect(self: &Arc<Self>, addr: &str) -> io::Result<SimConn> {
+        self.step("connect")?;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        self.shared.network.connect(self, addr)
+    }
+
+    pub(super) fn gated_disk(self: &Arc<Self>) -> Arc<dyn Disk> {
+        Arc::new(GatedDisk { node: Arc::clone(self), disk: Arc::clone(&self.disk) })
+    }
+}
+
+pub(super) fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "this node has died")
+}
+
+/// The disk as one life sees it: every call is a step, and none gets through after death.
+struct GatedDisk {
+    node: Arc<Node>,
+    disk: Arc<SimDisk>,
+}
+
+impl Disk for GatedDisk {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.node.step("create_dir_all")?;
+        self.disk.create_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.node.step("list")?;
+        self.disk.list(dir)
+    }
+
+    fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn DiskFile>> {
+        self.node.step("open")?;
+        let file = self.disk.open(path, how)?;
+        Ok(Box::new(GatedFile { node: Arc::clone(&self.node), file }))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.node.step("read")?;
+        self.disk.read(path)
+    }
+
+    fn write_durable(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.node.step("write_durable")?;
+        self.disk.write_durable(path, bytes)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.node.step("rename")?;
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.node.step("remove")?;
+        self.disk.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.node.step("sync_dir")?;
+        self.disk.sync_dir(dir)
+    }
+
+    fn lock(&self, dir: &Path) -> io::Result<DirLock> {
+        self.node.step("lock")?;
+        self.disk.lock(dir)
+    }
+}
+
+struct GatedFile {
+    node: Arc<Node>,
+    file: Box<dyn DiskFile>,
+}
+
+impl DiskFile for GatedFile {
+    fn is_direct(&self) -> bool {
+        self.file.is_direct()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.node.step("allocate")?;
+        self.file.allocate(len)
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.node.step("write_at")?;
+        self.file.write_at(parts, offset)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.node.step("read_at")?;
+        self.file.read_at(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.node.step("sync_data")?;
+        self.file.sync_data()
+    }
+}
