@@ -1,5 +1,7 @@
 //! Histories of a model broker that does everything right are clean; one wrong thing in them is found under its name.
 
+#![allow(clippy::unwrap_used, reason = "the model is part of the test")]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! Writes histories the way a driver would.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; these are tests")]
 
 use isobar_testkit::history::{Checker, Event, HistoryError, Op, Options, Read, Report};
 
