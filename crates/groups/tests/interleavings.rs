@@ -3,6 +3,8 @@
 //! `chaos` sends anything in any order, also what no client would. `clients` are well-behaved ones that crash, leave, come
 //! back and change their subscriptions, over coordinators that die; in the end they must all be in one stable generation.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod rig;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,5 @@
 //! A coordinator's shell in miniature: time, one timer, a metadata that stores states, and checks on every action.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
