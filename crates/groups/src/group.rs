@@ -367,7 +367,6 @@ impl Group {
 
     /// Takes a member or pending id out and tells what waited of it.
     pub(crate) fn drop_member(&mut self, turn: &mut Turn<'_>, id: &str) {
-        self.pending_sync.remove(id);
         let Some(member) = self.members.remove(id) else { return };
         if let Some(joined) = member.awaiting_join {
             turn.refuse_join(joined.request, GroupError::UnknownMemberId, "".into());
