@@ -173,6 +173,17 @@ proptest! {
     }
 }
 
+/// Honest in its counts and still too much: each empty string is one byte here and 32 decoded.
+#[test]
+fn three_million_empty_strings() {
+    let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![StrBytes::new(); 3_000_000]);
+    let frame = encode_request(4, 1, None, &request).unwrap().slice(4..);
+    let before = NOW.get();
+    PEAK.set(before);
+    let refused = decode_request(frame).unwrap_err();
+    assert!(PEAK.get() - before < 1 << 16, "{refused} came too late");
+}
+
 #[test]
 fn the_counter_counts() {
     let before = NOW.get();

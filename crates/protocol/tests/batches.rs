@@ -223,6 +223,19 @@ fn iterating_a_blob_ends_before_a_piece_of_a_batch() {
 }
 
 #[test]
+fn bytes_that_are_no_batch() {
+    let batch = sample();
+    assert!(matches!(
+        BatchHeader::parse(&batch[..60]),
+        Err(BatchError::Short { need_bytes: HEADER_BYTES, .. })
+    ));
+    assert!(matches!(BatchHeader::parse(&batch[..61]), Err(BatchError::Short { .. })));
+    assert_eq!(BatchHeader::parse(&changed(8, &48i32.to_be_bytes())), Err(BatchError::Length(48)));
+    assert_eq!(BatchHeader::parse(&changed(8, &(-1i32).to_be_bytes())), Err(BatchError::Length(-1)));
+    assert!(matches!(verify_crc(&batch[..20]), Err(BatchError::Short { .. })));
+}
+
+#[test]
 fn log_append_time_is_summed_again() {
     let mut batch = sample();
     batch::rewrite_timestamp(&mut batch, TimestampType::LogAppendTime, 777);
