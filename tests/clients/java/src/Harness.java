@@ -15,6 +15,7 @@ import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.NewTopic;
+import org.apache.kafka.clients.admin.OffsetSpec;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.producer.KafkaProducer;
@@ -116,6 +117,21 @@ final class Harness {
     static String create(Admin admin, String name, int partitions, Map<String, String> configs) throws Exception {
         String topic = fresh(name);
         admin.createTopics(List.of(new NewTopic(topic, partitions, (short) 1).configs(configs))).all().get();
+        if (KAFKA) {
+            // It answers before its partitions stand; a producer that is refused then may lose its sequence for good.
+            Map<TopicPartition, OffsetSpec> all = new HashMap<>();
+            for (int p = 0; p < partitions; p++) {
+                all.put(new TopicPartition(topic, p), OffsetSpec.latest());
+            }
+            until(() -> {
+                try {
+                    admin.listOffsets(all).all().get();
+                    return true;
+                } catch (ExecutionException e) {
+                    return false;
+                }
+            }, "Kafka's new partitions stand");
+        }
         return topic;
     }
 
@@ -154,6 +170,8 @@ final class Harness {
             Properties properties = new Properties();
             properties.put("bootstrap.servers", BOOTSTRAP);
             properties.put("linger.ms", "5");
+            properties.put("request.timeout.ms", "10000");
+            properties.put("delivery.timeout.ms", "30000");
             for (int i = 0; i < config.length; i += 2) {
                 properties.put(config[i], config[i + 1]);
             }

@@ -4,7 +4,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import org.apache.kafka.clients.admin.Admin;
-import org.apache.kafka.clients.admin.OffsetSpec;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.header.internals.RecordHeader;
@@ -226,14 +225,6 @@ final class Records {
         try (Admin admin = Harness.admin(); var sender = new Harness.Sender();
                 var reader = Harness.consumer(Harness.fresh("group"))) {
             String topic = Harness.create(admin, "many", 100);
-            if (Harness.KAFKA) {
-                // It answers before its partitions stand, and a producer that is refused then loses its sequence.
-                Map<TopicPartition, OffsetSpec> all = new HashMap<>();
-                for (int p = 0; p < 100; p++) {
-                    all.put(new TopicPartition(topic, p), OffsetSpec.latest());
-                }
-                admin.listOffsets(all).all().get();
-            }
             for (int i = 0; i < 5_000; i++) {
                 sender.send(new ProducerRecord<>(topic, i % 100, Harness.BASE_TIME + i, null, Harness.valueOf(i)));
             }

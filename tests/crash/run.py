@@ -1,0 +1,225 @@
+"""Kills the broker under load, again and again, and checks that clients saw nothing that a right log cannot show.
+
+    python tests/crash/run.py [--kills 50] [--seed N] [--points all|none|NAME,…] [--power-cuts 0] [--keep DIR]
+
+PEER=kafka runs it against Apache Kafka with flush.messages=1, which calibrates it. The last line says what was shown; exit
+code 0: clean and nothing that was asked for is zero.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "lib")]
+
+from broker import CACHE, Broker, BrokerError  # noqa: E402
+from clients import Client, Load, Member, Observer, Reader, Sender, drain  # noqa: E402
+from history import Recorder  # noqa: E402
+
+TOPICS = {"crash-a": 4, "crash-b": 1}
+REPO = HERE.parents[1]
+# The crates whose code the broker process runs.
+CRATES = ("host", "journal", "raft", "wal", "store", "broker", "isobar")
+
+
+def crash_points():
+    """The names in the source; a name that tests only use is in no src directory."""
+    names = set()
+    for crate in CRATES:
+        for file in (REPO / "crates" / crate / "src").rglob("*.rs"):
+            names.update(re.findall(r'crash_point\("([a-z0-9_.]+)"\)', file.read_text()))
+    return sorted(names)
+
+
+def senders(load):
+    """Idempotent and plain, acks=all and acks=1, with and without order, with every codec."""
+    codecs = ("none", "lz4", "zstd", "snappy", "gzip")
+    kinds = [
+        (True, True, {"enable.idempotence": True}),
+        (True, True, {"enable.idempotence": True, "linger.ms": 0}),
+        (False, True, {"acks": "all", "max.in.flight": 1}),
+        (False, False, {"acks": "all", "max.in.flight": 5}),
+        (False, True, {"acks": "1", "max.in.flight": 1}),
+    ]
+    for number, (once, ordered, settings) in enumerate(kinds, start=1):
+        codec = codecs[(load.seed + number) % len(codecs)]
+        yield Sender(load, number, load.rate / len(kinds), once, ordered, **{"compression.codec": codec}, **settings)
+
+
+class Run:
+    def __init__(self, args, directory):
+        self.args = args
+        self.random = random.Random(args.seed)
+        self.directory = directory
+        self.history = directory / "history.jsonl"
+        self.recorder = Recorder(self.history)
+        properties = {"log.flush.interval.messages": "1", "auto.create.topics.enable": "false"}
+        self.broker = Broker(data=directory / "data", log=directory / "broker.log", properties=properties, heap="512m",
+                             args=args.broker_args)
+        self.load = Load(self.recorder, self.broker.bootstrap, TOPICS, args.seed)
+        self.load.rate = args.rate
+        self.points = args.point_names
+        self.starts = []
+
+    def start(self, point=None):
+        """Starts the broker; false if it met its crash point before it answered."""
+        self.broker.env.pop("ISOBAR_CRASH_POINT", None)
+        if point is not None:
+            self.broker.env["ISOBAR_CRASH_POINT"] = point
+        self.broker.start(wait=False)
+        try:
+            self.starts.append(self.broker.wait_ready(60))
+        except BrokerError:
+            if point is None or self.broker.process.poll() != -signal.SIGKILL:
+                raise
+            return False
+        return True
+
+    def create_topics(self):
+        from confluent_kafka.admin import AdminClient, NewTopic
+
+        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap})
+        for future in admin.create_topics([NewTopic(t, n, 1) for t, n in TOPICS.items()]).values():
+            future.result(30)
+
+    def kill_once(self, point):
+        """Lets it run, then ends it: at the point if it gets there, else at a random moment."""
+        wait = self.random.uniform(0.2, 1.8)
+        if point is not None:
+            deadline = time.monotonic() + 4.0
+            while time.monotonic() < deadline:
+                if self.broker.process.poll() is not None:
+                    self.died_at(point)
+                    return
+                time.sleep(0.01)
+        else:
+            time.sleep(wait)
+        if self.broker.process.poll() is not None:
+            raise BrokerError(f"it ended by itself with {self.broker.process.returncode}:\n{self.broker.log_tail()}")
+        self.recorder.add(0, "fault", kind="kill")
+        self.broker.kill()
+
+    def died_at(self, point):
+        code = self.broker.process.returncode
+        if code != -signal.SIGKILL:
+            raise BrokerError(f"ended with {code} where {point} should have killed it:\n{self.broker.log_tail()}")
+        self.recorder.add(0, "fault", kind="crash-point", point=point.rsplit(":", 1)[0])
+        self.broker.kill()
+
+    def next_point(self, turn):
+        """Every other kill is at a named point, each in its turn, after few or many passings."""
+        if not self.points or turn % 2 == 0:
+            return None
+        name = self.points[(turn // 2) % len(self.points)]
+        return f"{name}:{self.random.choice((1, 1, 2, 3, 7, 20, 60))}"
+
+    def kill(self, turn):
+        point = self.next_point(turn)
+        if not self.start(point):
+            self.died_at(point)
+            return
+        self.recorder.add(0, "restart")
+        self.kill_once(point)
+
+    def run(self):
+        self.start()
+        self.create_topics()
+        clients = [*senders(self.load), Reader(self.load, 11), Reader(self.load, 12), Member(self.load, 21),
+                   Member(self.load, 22), Observer(self.load, 31)]
+        for client in clients:
+            client.start()
+        self.kill_once(None)
+        for turn in range(1, self.args.kills):
+            self.kill(turn)
+            if turn % 10 == 0:
+                print(f"{turn} kills, {self.recorder.acks} acknowledgements", flush=True)
+        self.start()
+        self.recorder.add(0, "restart")
+        time.sleep(1)
+        self.load.stop_sending.set()
+        self.join(clients, Sender, 90)
+        self.load.stop.set()
+        self.join(clients, Client, 30)
+        # What a clean stop and a start leave is judged, too.
+        self.broker.stop()
+        self.start()
+        self.recorder.add(0, "restart")
+        drain(self.load, 41)
+        self.recorder.close()
+        self.broker.stop()
+
+    def join(self, clients, kind, seconds):
+        deadline = time.monotonic() + seconds
+        for client in clients:
+            if isinstance(client, kind):
+                client.join(max(0.1, deadline - time.monotonic()))
+                if client.is_alive():
+                    self.load.problem(client.name, f"did not end within {seconds} s")
+
+
+def check(history, required):
+    """The verdict of history-check; its exit code and what it printed."""
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", CACHE / "target"))
+    binary = os.environ.get("HISTORY_CHECK", str(target / "ci/history-check"))
+    done = subprocess.run([binary, "--dense", "--require", required, str(history)], capture_output=True, text=True,
+                          check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--rate", type=float, default=3000, help="records a second, all producers together")
+    parser.add_argument("--points", default="all", help="named crash points: all, none, or a list")
+    parser.add_argument("--keep", help="directory for history and logs; kept")
+    parser.add_argument("--broker-args", type=str.split, default=[], help="further arguments of isobar dev")
+    args = parser.parse_args()
+    args.seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 30)
+    known = [] if os.environ.get("PEER") == "kafka" else crash_points()
+    args.point_names = {"all": known, "none": []}.get(args.points, args.points.split(","))
+    return args
+
+
+def main():
+    args = parse_args()
+    directory = pathlib.Path(args.keep or tempfile.mkdtemp(prefix="isobar-crash-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    print(f"seed {args.seed}, in {directory}", flush=True)
+    run = Run(args, directory)
+    began = time.monotonic()
+    try:
+        run.run()
+    except BrokerError as e:
+        run.load.problem("the broker", e)
+    finally:
+        run.broker.kill()
+    required = f"acks=1000,reads=1000,faults={args.kills},restarts,commits,ends" + (",crash-points" if run.points else "")
+    run.recorder.close()
+    code, verdict = check(run.history, required)
+    print(verdict)
+    starts = sorted(run.starts)
+    if starts:
+        print(f"starts: {len(starts)}, median {starts[len(starts) // 2]:.2f} s, slowest {starts[-1]:.2f} s to ApiVersions")
+    for text, count in sorted(run.load.problems.items()):
+        print(f"PROBLEM ({count} times) {text}")
+    failed = code != 0 or bool(run.load.problems)
+    if not failed and not args.keep:
+        shutil.rmtree(directory, ignore_errors=True)
+    print(f"{'FAILED' if failed else 'clean'} after {time.monotonic() - began:.0f} s, seed {args.seed}", flush=True)
+    # Clients that hang must not hold the verdict.
+    sys.stdout.flush()
+    os._exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
