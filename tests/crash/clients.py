@@ -25,7 +25,8 @@ EXPECTED = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR,
     KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.REQUEST_TIMED_OUT,
     KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError.OFFSET_NOT_AVAILABLE, KafkaError._DESTROY, KafkaError._STATE,
+    KafkaError.OFFSET_NOT_AVAILABLE, KafkaError._DESTROY, KafkaError._DESTROY_BROKER, KafkaError._STATE,
+    KafkaError._UNKNOWN_PARTITION, KafkaError._NODE_UPDATE,
 }
 
 
@@ -321,7 +322,7 @@ class Observer(Client):
 def drain(load, number, timeout=120.0):
     """The last read: everything from offset 0 to the end. True if it got there."""
     observer = Observer(load, number)
-    consumer = Consumer(observer.config(**{**CONSUMER, "group.id": f"nobody-{number}"}))
+    consumer = Consumer(observer.config(**{**CONSUMER, "group.id": GROUP}))
     deadline = time.monotonic() + timeout
     ends = {}
     for topic, partition in load.partitions:
