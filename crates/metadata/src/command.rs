@@ -156,7 +156,8 @@ pub struct RegisterSession {
     /// Kafka's broker id.
     #[prost(int32, tag = "1")]
     pub node_id: i32,
-    /// A random id of this life of the process. A second registration with it answers as the first did.
+    /// A random id of this registration. A repeat of it answers as the first did; a fenced broker that registers anew takes
+    /// another.
     #[prost(message, required, tag = "2")]
     pub life: DirectoryId,
     /// What clients connect to.
@@ -510,14 +511,11 @@ pub struct GrantProducerId {
     pub count: u32,
 }
 
-/// Forgets producers of one shard that wrote nothing for `producer.id.expiration.ms`.
+/// Forgets producers of one shard that wrote nothing for `producer.id.expiration.ms` (the cluster's dynamic config).
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct ExpireProducers {
     #[prost(uint32, tag = "1")]
     pub shard: u32,
-    /// The broker's `producer.id.expiration.ms`.
-    #[prost(int64, tag = "2")]
-    pub expiration_ms: i64,
 }
 
 // ---- groups ----

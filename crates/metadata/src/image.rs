@@ -11,6 +11,7 @@ mod apply;
 mod view;
 
 pub use apply::Changes;
+pub(crate) use view::find;
 pub use view::{Extents, PartitionView};
 
 use crate::config_table::TopicSettings;

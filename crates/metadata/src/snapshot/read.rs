@@ -1,0 +1,255 @@
+//! Restoring.
+
+use super::parts::{ExtentsPart, Head, Kind, LanePart, PartitionPart, Parts, ProducersPart};
+use super::{MAGIC, MAX_FRAME_BYTES, SNAPSHOT_VERSION};
+use crate::effect::EffectKind;
+use crate::error::MetadataError;
+use crate::ids::PartitionKey;
+use crate::image::{Extents, PartitionView};
+use crate::record::{FORMAT_VERSION, Location, ObjectRecord, StreamRecord, TopicRecord};
+use crate::state::{
+    Counters, KEPT_BATCHES, KeptBatch, Lane, ProducerState, StateMachine, fold, is_open, result_len,
+};
+use bytes::Bytes;
+use prost::Message;
+use std::sync::Arc;
+
+impl StateMachine {
+    /// The state machine that [`super::Frozen::encode`] wrote.
+    pub fn restore(bytes: &[u8]) -> Result<Self, MetadataError> {
+        let mut frames = Frames::open(bytes)?;
+        let mut machine: Option<Self> = None;
+        let mut parts = 0;
+        let mut ended = false;
+        while let Some(frame) = frames.next()? {
+            for part in Parts::decode(frame)?.parts {
+                let kind = part.kind.ok_or(MetadataError::Unknown { what: "snapshot part" })?;
+                if ended {
+                    return Err(corrupt("parts follow the end"));
+                }
+                match (kind, &mut machine) {
+                    (Kind::Head(head), None) => machine = Some(Self::from_head(head)?),
+                    (Kind::End(end), Some(_)) if end.parts == parts => ended = true,
+                    (Kind::End(end), _) => {
+                        return Err(corrupt(format!("{parts} parts, the end says {}", end.parts)));
+                    }
+                    (kind, Some(machine)) => machine.read_part(kind)?,
+                    (_, None) => return Err(corrupt("the head is missing")),
+                }
+                parts += 1;
+            }
+        }
+        match machine {
+            Some(machine) if ended => Ok(machine),
+            _ => Err(corrupt("it is cut off")),
+        }
+    }
+
+    fn from_head(head: Head) -> Result<Self, MetadataError> {
+        let found = head.format.version;
+        if found == 0 || found > FORMAT_VERSION {
+            return Err(MetadataError::Version { what: "cluster format", found, known: FORMAT_VERSION });
+        }
+        if head.format.shards == 0 || head.format.shards > 1 << 16 {
+            return Err(corrupt(format!("{} shards", head.format.shards)));
+        }
+        let mut machine = Self::new(head.format);
+        machine.image.index = head.index;
+        machine.image.time_ms = head.time_ms;
+        machine.image.cluster = head.cluster;
+        machine.hash = head.hash;
+        machine.counters = Counters {
+            session: head.next_session,
+            stream: head.next_stream,
+            object: head.next_object,
+            producer: head.next_producer,
+            coordinator_epoch: head.next_coordinator_epoch,
+        };
+        Ok(machine)
+    }
+
+    fn read_part(&mut self, kind: Kind) -> Result<(), MetadataError> {
+        match kind {
+            Kind::Head(_) | Kind::End(_) => return Err(corrupt("a second head")),
+            Kind::Grant(part) => {
+                self.grants.insert(part.next_producer_id, part.time_ms);
+            }
+            Kind::NodeEpoch(part) => {
+                self.node_epochs.insert(part.node_id, part.epoch);
+            }
+            Kind::Lane(part) => self.read_lane(part)?,
+            Kind::Topic(record) => self.read_topic(&record),
+            Kind::Partition(part) => self.read_partition(part)?,
+            Kind::Extents(part) => self.read_extents(part)?,
+            Kind::Producers(part) => self.read_producers(part)?,
+            Kind::Stream(record) => self.read_stream(record),
+            Kind::Object(record) => self.read_object(record),
+            Kind::BrokerConfigs(part) => self.image.effect(&EffectKind::BrokerConfigs(part), None),
+            Kind::Session(part) => self.image.effect(&EffectKind::Session(part), None),
+            Kind::Directory(part) => self.image.effect(&EffectKind::Directory(part), None),
+            Kind::Leaders(part) => self.image.effect(&EffectKind::Leaders(part), None),
+            Kind::Group(part) => self.image.effect(&EffectKind::Group(part), None),
+            Kind::Offsets(part) => self.image.effect(&EffectKind::Offsets(part), None),
+        }
+        Ok(())
+    }
+
+    fn read_lane(&mut self, part: LanePart) -> Result<(), MetadataError> {
+        let lane = self.lanes.entry((part.session, part.lane)).or_insert_with(|| Lane {
+            floor: part.floor,
+            next: part.next,
+            ..Lane::default()
+        });
+        for numbered in part.results {
+            let result = numbered.result.result.ok_or(MetadataError::Unknown { what: "result" })?;
+            lane.result_bytes += result_len(&result);
+            lane.results.insert(numbered.number, Arc::new(result));
+        }
+        Ok(())
+    }
+
+    fn read_topic(&mut self, record: &TopicRecord) {
+        self.folded_names.insert(fold(&record.name), record.topic_id);
+        self.image.effect(&EffectKind::TopicCreated(record.clone()), None);
+    }
+
+    fn read_stream(&mut self, record: StreamRecord) {
+        self.image.effect(&EffectKind::Stream(record), None);
+    }
+
+    fn read_object(&mut self, record: ObjectRecord) {
+        if is_open(&record) {
+            self.open_objects.insert((record.deadline_ms, record.object));
+        }
+        self.image.effect(&EffectKind::Object(record), None);
+    }
+
+    fn view_mut(&mut self, key: PartitionKey) -> Result<&mut PartitionView, MetadataError> {
+        let shard = self.image.shard_of(key) as usize;
+        let view = self.image.shards[shard].partitions.get_mut(&key);
+        view.map(Arc::make_mut).ok_or_else(|| corrupt(format!("{key:?} has no topic")))
+    }
+
+    fn read_partition(&mut self, part: PartitionPart) -> Result<(), MetadataError> {
+        let view = self.view_mut(PartitionKey::new(part.topic_id, part.partition))?;
+        view.log_start = part.log_start;
+        view.high_watermark = part.high_watermark;
+        view.last_stable_offset = part.last_stable_offset;
+        view.epochs = part.epochs.into();
+        Ok(())
+    }
+
+    fn read_extents(&mut self, part: ExtentsPart) -> Result<(), MetadataError> {
+        let key = PartitionKey::new(part.topic_id, part.partition);
+        for extent in &part.extents {
+            match &extent.location {
+                None => return Err(MetadataError::Unknown { what: "location" }),
+                Some(Location::Wal(wal)) => {
+                    *self.chunk_refs.entry((wal.stream, wal.chunk)).or_insert(0) += 1;
+                    let stream = self.image.streams.get_mut(&wal.stream);
+                    let stream =
+                        stream.ok_or_else(|| corrupt(format!("an extent in unknown {:?}", wal.stream)))?;
+                    Arc::make_mut(stream).live.insert(wal.chunk);
+                }
+                Some(Location::Object(object)) => *self.object_refs.entry(object.object).or_insert(0) += 1,
+                Some(Location::Inline(_)) => {}
+            }
+        }
+        let view = self.view_mut(key)?;
+        let list: &mut Extents = match part.store {
+            None => {
+                view.wal_bytes += part.extents.iter().map(|extent| extent.size_bytes).sum::<u64>();
+                &mut view.wal
+            }
+            Some(store) => view.stores.entry(store).or_default(),
+        };
+        for extent in part.extents {
+            list.insert(extent.base_offset, extent);
+        }
+        if part.store.is_none() {
+            let shard = self.image.shard_of(key) as usize;
+            self.image.shards[shard].in_wal.insert(key);
+        }
+        Ok(())
+    }
+
+    fn read_producers(&mut self, part: ProducersPart) -> Result<(), MetadataError> {
+        let key = PartitionKey::new(part.topic_id, part.partition);
+        let shard = self.image.shard_of(key) as usize;
+        let producers = self.producers[shard].entry(key).or_default();
+        for producer in part.producers {
+            if producer.batches.len() > KEPT_BATCHES {
+                return Err(corrupt("a producer has too many batches"));
+            }
+            let mut state = ProducerState {
+                epoch: producer.epoch,
+                last_ms: producer.last_ms,
+                ..ProducerState::default()
+            };
+            for batch in producer.batches {
+                state.push(KeptBatch {
+                    base_sequence: batch.base_sequence,
+                    last_sequence: batch.last_sequence,
+                    base_offset: batch.base_offset,
+                    append_time_ms: batch.append_time_ms,
+                });
+            }
+            producers.insert(producer.producer_id, state);
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a snapshot into its frames and checks them.
+struct Frames<'a> {
+    bytes: &'a [u8],
+    position: usize,
+}
+
+impl<'a> Frames<'a> {
+    fn open(bytes: &'a [u8]) -> Result<Self, MetadataError> {
+        let mut frames = Self { bytes, position: 0 };
+        if frames.take(MAGIC.len())? != MAGIC {
+            return Err(corrupt("it does not begin as a snapshot"));
+        }
+        let found = frames.word()?;
+        if found == 0 || found > SNAPSHOT_VERSION {
+            return Err(MetadataError::Version { what: "snapshot", found, known: SNAPSHOT_VERSION });
+        }
+        Ok(frames)
+    }
+
+    fn next(&mut self) -> Result<Option<Bytes>, MetadataError> {
+        if self.position == self.bytes.len() {
+            return Ok(None);
+        }
+        let at = self.position;
+        let len = self.word()? as usize;
+        let crc = self.word()?;
+        if len > MAX_FRAME_BYTES {
+            return Err(corrupt(format!("frame at byte {at}: {len} bytes long")));
+        }
+        let payload = self.take(len)?;
+        if crc32c::crc32c(payload) != crc {
+            return Err(corrupt(format!("frame at byte {at}: CRC mismatch")));
+        }
+        Ok(Some(Bytes::copy_from_slice(payload)))
+    }
+
+    fn word(&mut self) -> Result<u32, MetadataError> {
+        let bytes = self.take(4)?;
+        Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8], MetadataError> {
+        let rest = &self.bytes[self.position..];
+        let taken =
+            rest.get(..len).ok_or_else(|| corrupt(format!("it ends at byte {}", self.bytes.len())))?;
+        self.position += len;
+        Ok(taken)
+    }
+}
+
+fn corrupt(detail: impl Into<String>) -> MetadataError {
+    MetadataError::Corrupt { what: "snapshot", detail: detail.into() }
+}
