@@ -14,6 +14,7 @@
 
 pub mod api;
 pub mod batch;
+mod check;
 pub mod compression;
 pub mod error;
 pub mod fetch;

@@ -8,10 +8,10 @@ use bytes::Bytes;
 
 use crate::batch::{
     BatchError, BatchHeader, HEADER_BYTES, LOG_OVERHEAD_BYTES, NO_PRODUCER_EPOCH, NO_PRODUCER_ID,
-    NO_SEQUENCE, NO_TIMESTAMP, Refused, TimestampRange, TimestampType, write_crc,
+    NO_SEQUENCE, NO_TIMESTAMP, TimestampType, write_crc,
 };
+pub use crate::check::{RecordRules, check_records};
 use crate::compression::{Codec, CompressionError};
-use crate::error::ErrorCode;
 use crate::wire::{Malformed, Reader, put_varint, put_varlong, varlong_len};
 
 /// Why the records of a batch cannot be read or built.
@@ -161,7 +161,7 @@ impl<'a> Iterator for RecordIter<'a> {
     }
 }
 
-struct RawRecord<'a> {
+pub(crate) struct RawRecord<'a> {
     timestamp_delta: i64,
     offset_delta: i32,
     key: Option<&'a [u8]>,
@@ -185,6 +185,7 @@ impl<'a> RawRecord<'a> {
 }
 
 /// A varint length and that many bytes; -1 is null.
+#[inline]
 fn sized<'a>(reader: &mut Reader<'a>) -> Result<Option<&'a [u8]>, Malformed> {
     match reader.varint()? {
         -1 => Ok(None),
@@ -195,7 +196,8 @@ fn sized<'a>(reader: &mut Reader<'a>) -> Result<Option<&'a [u8]>, Malformed> {
     }
 }
 
-fn read_record<'a>(reader: &mut Reader<'a>) -> Result<RawRecord<'a>, Malformed> {
+#[inline]
+pub(crate) fn read_record<'a>(reader: &mut Reader<'a>) -> Result<RawRecord<'a>, Malformed> {
     let body = sized(reader)?.ok_or(Malformed::Length(-1))?;
     let mut reader = Reader::new(body);
     reader.u8()?;
@@ -218,63 +220,6 @@ fn read_record<'a>(reader: &mut Reader<'a>) -> Result<RawRecord<'a>, Malformed> 
         return Err(Malformed::Length(body.len() as i64));
     }
     Ok(RawRecord { timestamp_delta, offset_delta, key, value, headers })
-}
-
-/// What a topic asks of every record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordRules {
-    /// `cleanup.policy=compact`: every record needs a key.
-    pub require_keys: bool,
-    /// The timestamps allowed, with `CreateTime`.
-    pub timestamps: TimestampRange,
-    /// The most that decompression may yield.
-    pub cap_bytes: usize,
-}
-
-/// Checks every record of a batch that [`crate::batch::validate_produced`] accepted, as Kafka's `LogValidator` does:
-/// layout, number, keys, timestamps; and, more strictly than Kafka, that offset deltas count up from 0. Decompresses when it
-/// has to: on the hot path call it for batches without compression (a few ns a record), and for others where the topic asks for it.
-pub fn check_records(batch: &[u8], header: &BatchHeader, rules: &RecordRules) -> Result<(), Refused> {
-    let codec = header.attributes.codec().unwrap_or_default();
-    let payload = batch.get(HEADER_BYTES..header.total_bytes()).unwrap_or_default();
-    if codec == Codec::None {
-        return check_payload(payload, header, rules);
-    }
-    match codec.decompress(payload, rules.cap_bytes) {
-        Ok(payload) => check_payload(&payload, header, rules),
-        Err(error @ CompressionError::TooLarge { .. }) => {
-            Err(Refused::new(ErrorCode::MessageTooLarge, error))
-        }
-        Err(error) => Err(Refused::new(ErrorCode::InvalidRecord, error)),
-    }
-}
-
-fn check_payload(payload: &[u8], header: &BatchHeader, rules: &RecordRules) -> Result<(), Refused> {
-    let invalid = |message: String| Err(Refused::new(ErrorCode::InvalidRecord, message));
-    let create_time = header.attributes.timestamp_type() == TimestampType::CreateTime;
-    let mut reader = Reader::new(payload);
-    for index in 0..header.count {
-        let record = match read_record(&mut reader) {
-            Ok(record) => record,
-            Err(reason) => {
-                return invalid(format!("record {index} of {} is malformed: {reason}", header.count));
-            }
-        };
-        if record.offset_delta != index {
-            return invalid(format!("record {index} has offset delta {}", record.offset_delta));
-        }
-        if rules.require_keys && record.key.is_none() {
-            return invalid(format!("compacted topic cannot accept record {index} without key"));
-        }
-        let timestamp_ms = header.base_timestamp_ms.wrapping_add(record.timestamp_delta);
-        if create_time && timestamp_ms != NO_TIMESTAMP {
-            rules.timestamps.check(timestamp_ms)?;
-        }
-    }
-    if reader.left() > 0 {
-        return invalid(format!("{} bytes after the {} records announced", reader.left(), header.count));
-    }
-    Ok(())
 }
 
 /// Builds a batch from records, as a producer sends it: base offset 0, offsets counting up.

@@ -48,14 +48,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Bytes consumed so far.
+    #[inline]
     pub(crate) fn position(&self) -> usize {
         self.at
     }
 
+    #[inline]
     pub(crate) fn left(&self) -> usize {
         self.bytes.len() - self.at
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
         if n > self.left() {
             return Err(Malformed::Short);
@@ -71,6 +74,7 @@ impl<'a> Reader<'a> {
         Ok(out)
     }
 
+    #[inline]
     pub(crate) fn u8(&mut self) -> Result<u8, Malformed> {
         Ok(self.take(1)?[0])
     }
@@ -87,7 +91,19 @@ impl<'a> Reader<'a> {
         Ok(uuid::Uuid::from_bytes(self.array()?))
     }
 
+    #[inline]
     pub(crate) fn uvarint(&mut self) -> Result<u32, Malformed> {
+        // Nearly all of them are one byte.
+        match self.bytes.get(self.at) {
+            Some(&byte) if byte < 0x80 => {
+                self.at += 1;
+                Ok(u32::from(byte))
+            }
+            _ => self.long_uvarint(),
+        }
+    }
+
+    fn long_uvarint(&mut self) -> Result<u32, Malformed> {
         let mut value = 0u32;
         for shift in [0, 7, 14, 21, 28] {
             let byte = self.u8()?;
@@ -103,13 +119,25 @@ impl<'a> Reader<'a> {
     }
 
     /// Zigzag varint, as inside record batches.
+    #[inline]
     pub(crate) fn varint(&mut self) -> Result<i32, Malformed> {
         let raw = self.uvarint()?;
         Ok(((raw >> 1) as i32) ^ -((raw & 1) as i32))
     }
 
     /// Zigzag varlong, as inside record batches.
+    #[inline]
     pub(crate) fn varlong(&mut self) -> Result<i64, Malformed> {
+        match self.bytes.get(self.at) {
+            Some(&byte) if byte < 0x80 => {
+                self.at += 1;
+                Ok(i64::from(byte >> 1) ^ -i64::from(byte & 1))
+            }
+            _ => self.long_varlong(),
+        }
+    }
+
+    fn long_varlong(&mut self) -> Result<i64, Malformed> {
         let mut value = 0u64;
         for index in 0..10 {
             let byte = self.u8()?;

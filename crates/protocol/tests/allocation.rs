@@ -1,7 +1,8 @@
 //! No request makes the decoder allocate more than a small multiple of its own length, whatever its counts say. Counted by
 //! an allocator, on valid requests in which every position in turn is overwritten by hostile lengths, and on noise.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a counting allocator")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests, where a failure is the finding")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -1,5 +1,7 @@
 //! Batches: built, read, checked, stamped; against kafka-protocol's own decoder, and broken one field at a time.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, where a failure is the finding")]
+
 use bytes::{Bytes, BytesMut};
 use isobar_protocol::batch::{
     self, BatchError, BatchHeader, Batches, HEADER_BYTES, ProduceRules, STAMP_BYTES, TimestampRange,

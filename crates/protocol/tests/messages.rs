@@ -1,5 +1,7 @@
 //! The two hand-written messages, Produce requests and Fetch responses, against kafka-protocol in every version.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, where a failure is the finding")]
+
 use bytes::Bytes;
 use isobar_protocol::batch::BatchHeader;
 use isobar_protocol::compression::Codec;
