@@ -63,6 +63,20 @@ pub(crate) fn sabotaged(name: &str) -> bool {
     CHOSEN.get_or_init(|| std::env::var("ISOBAR_SABOTAGE").ok()).as_deref() == Some(name)
 }
 
+/// Long beside a sync, short beside a test.
+#[cfg(feature = "sabotage")]
+const LAG: std::time::Duration = std::time::Duration::from_millis(30);
+
+#[cfg(feature = "sabotage")]
+pub(crate) fn lag() {
+    #[expect(clippy::disallowed_methods, reason = "a broken promise has no event to wait for")]
+    std::thread::sleep(LAG);
+}
+
+#[cfg(not(feature = "sabotage"))]
+#[inline(always)]
+pub(crate) fn lag() {}
+
 #[cfg(not(feature = "sabotage"))]
 #[inline(always)]
 pub(crate) fn sabotaged(_name: &str) -> bool {

@@ -178,6 +178,14 @@ impl Host {
         crash::sabotaged(name)
     }
 
+    /// Holds this thread between a promise and the late deed, so that a kill finds the gap. Does nothing in simulation
+    /// and in a build without `sabotage`.
+    pub fn sabotage_lag(&self) {
+        if !self.is_simulated() {
+            crash::lag();
+        }
+    }
+
     /// This process's resident memory in bytes and CPU time in seconds, for the metrics page. Zero when simulated.
     pub fn process_usage(&self) -> (u64, f64) {
         if self.is_simulated() { (0, 0.0) } else { usage::of_this_process() }
