@@ -1,5 +1,7 @@
 //! The coordinator's settings, under Kafka's names.
 
+use crate::GroupError;
+
 /// Settings of all groups of a coordinator. Times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupConfig {
@@ -34,6 +36,16 @@ impl Default for GroupConfig {
             max_pending_members: 10_000,
             max_member_bytes: 256 * 1024,
             max_group_bytes: 896 * 1024,
+        }
+    }
+}
+
+impl GroupConfig {
+    /// Is the session timeout within the configured range? Asked before a group is looked for, too.
+    pub fn check_session_timeout(&self, session_timeout_ms: i32) -> Result<(), GroupError> {
+        match u32::try_from(session_timeout_ms) {
+            Ok(ms) if (self.min_session_timeout_ms..=self.max_session_timeout_ms).contains(&ms) => Ok(()),
+            _ => Err(GroupError::InvalidSessionTimeout),
         }
     }
 }

@@ -6,12 +6,10 @@ use crate::{GroupError, Join, MonoMs, Name, RequestId, Response, State};
 
 impl Group {
     pub(crate) fn join(&mut self, turn: &mut Turn<'_>, request: RequestId, join: Join) {
-        let session_ms = join.session_timeout_ms;
-        let too_short = session_ms < 0 || session_ms.unsigned_abs() < self.config.min_session_timeout_ms;
-        let checked = if too_short || session_ms.unsigned_abs() > self.config.max_session_timeout_ms {
-            Err((GroupError::InvalidSessionTimeout, join.member_id.clone()))
-        } else {
-            self.check_join(turn, &join)
+        let in_range = self.config.check_session_timeout(join.session_timeout_ms);
+        let checked = match in_range {
+            Err(error) => Err((error, join.member_id.clone())),
+            Ok(()) => self.check_join(turn, &join),
         };
         if let Err((error, member_id)) = checked {
             turn.refuse_join(request, error, member_id);
@@ -23,7 +21,7 @@ impl Group {
             self.join_returning_static(turn, request, join, &existing);
         } else if join.instance_id.is_none() && join.requires_member_id {
             let id = join.new_member_id;
-            let at = turn.now + MonoMs::from(session_ms.unsigned_abs());
+            let at = turn.now + MonoMs::from(join.session_timeout_ms.unsigned_abs());
             self.members.pending.insert(id.clone(), at);
             turn.deadline(at);
             turn.refuse_join(request, GroupError::MemberIdRequired, id);
