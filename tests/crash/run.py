@@ -153,7 +153,7 @@ class Run:
         self.broker.stop()
         self.start()
         self.recorder.add(0, "restart")
-        drain(self.load, 41)
+        drain(self.load, 41, self.args.drain_seconds)
         self.recorder.close()
         self.broker.stop()
 
@@ -181,6 +181,7 @@ def parse_args():
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--rate", type=float, default=3000, help="records a second, all producers together")
     parser.add_argument("--points", default="all", help="named crash points: all, none, or a list")
+    parser.add_argument("--drain-seconds", type=float, default=120, help="the last read gives up after this")
     parser.add_argument("--keep", help="directory for history and logs; kept")
     parser.add_argument("--broker-args", type=str.split, default=[], help="further arguments of isobar dev")
     args = parser.parse_args()
