@@ -86,15 +86,16 @@ def _exactly(s, count):
 class Broker:
     """peer: 'isobar' or 'kafka'. data: kept by the caller if given, else made and removed here.
 
-    args: further arguments of `isobar dev`. properties: further lines of Kafka's configuration.
+    args: further arguments of `isobar dev`. properties: further lines of Kafka's configuration. jvm: its flags.
     """
 
-    def __init__(self, peer=None, data=None, args=(), properties=None, env=None, heap="1g", log=None, binary=None):
+    def __init__(self, peer=None, data=None, args=(), properties=None, env=None, heap="1g", jvm=(), log=None, binary=None):
         self.peer = peer or os.environ.get("PEER", "isobar")
         self.args = list(args)
         self.properties = dict(properties or {})
         self.env = {**os.environ, **(env or {})}
         self.heap = heap
+        self.jvm = list(jvm)
         self.binary = binary
         self.own_data = data is None
         self.data = pathlib.Path(data or tempfile.mkdtemp(prefix="isobar-test-"))
@@ -216,7 +217,7 @@ class Broker:
             )
             if done.returncode != 0:
                 raise BrokerError(f"Kafka's format failed:\n{done.stdout}{done.stderr}")
-        return ["java", f"-Xms{self.heap}", f"-Xmx{self.heap}", *classes, "kafka.Kafka", str(config)]
+        return ["java", f"-Xms{self.heap}", f"-Xmx{self.heap}", *self.jvm, *classes, "kafka.Kafka", str(config)]
 
 
 def main():

@@ -1,0 +1,178 @@
+/* What rdkafka_performance does not measure, on the same librdkafka.
+ *
+ *   load latency BOOTSTRAP TOPIC PARTITIONS BYTES_PER_S SIZE SECONDS [KEY=VALUE…]
+ *       Open loop: record i is due at start + i * interval, whatever became of those before it, and its latency is the
+ *       time from when it was due to its acknowledgement. The first two seconds are not counted. Prints JSON.
+ *   load first-ack BOOTSTRAP TOPIC [KEY=VALUE…]
+ *       Sends one record as soon as a broker is there; prints the moment of its acknowledgement (CLOCK_MONOTONIC, s).
+ */
+#include <librdkafka/rdkafka.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+#define WARMUP_NS 2000000000ULL
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;
+}
+
+static void fail(const char *what, const char *why) {
+    fprintf(stderr, "load: %s: %s\n", what, why);
+    exit(1);
+}
+
+static uint64_t start_ns;      /* when record 0 is due */
+static double interval_ns;     /* between two records */
+static uint32_t *latency_us;   /* by record; UINT32_MAX until it is acknowledged */
+static _Atomic uint64_t acked; /* with or without an error */
+static _Atomic uint64_t failed;
+static _Atomic uint64_t last_ack_ns;
+static _Atomic int stop_polling;
+
+static uint64_t due_ns(uint64_t i) { return start_ns + (uint64_t)((double)i * interval_ns); }
+
+static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque) {
+    (void)rk;
+    (void)opaque;
+    uint64_t t = now_ns(), i = (uint64_t)(uintptr_t)m->_private;
+    if (m->err)
+        atomic_fetch_add(&failed, 1);
+    else if (latency_us)
+        latency_us[i] = (uint32_t)((t - due_ns(i)) / 1000);
+    atomic_store(&last_ack_ns, t);
+    atomic_fetch_add(&acked, 1);
+}
+
+static rd_kafka_t *producer(const char *bootstrap, char **pairs, int count) {
+    char error[512];
+    rd_kafka_conf_t *conf = rd_kafka_conf_new();
+    rd_kafka_conf_set_dr_msg_cb(conf, on_delivery);
+    rd_kafka_conf_set(conf, "bootstrap.servers", bootstrap, error, sizeof error);
+    for (int i = 0; i < count; i++) {
+        char *equals = strchr(pairs[i], '=');
+        if (!equals)
+            fail("not KEY=VALUE", pairs[i]);
+        *equals = 0;
+        if (rd_kafka_conf_set(conf, pairs[i], equals + 1, error, sizeof error) != RD_KAFKA_CONF_OK)
+            fail(pairs[i], error);
+    }
+    rd_kafka_t *rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, error, sizeof error);
+    if (!rk)
+        fail("rd_kafka_new", error);
+    return rk;
+}
+
+static void *poll_loop(void *rk) {
+    while (!atomic_load(&stop_polling))
+        rd_kafka_poll(rk, 100);
+    return NULL;
+}
+
+static int by_value(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double quantile_ms(const uint32_t *sorted, uint64_t count, double q) {
+    uint64_t at = (uint64_t)(q * (double)count);
+    return sorted[at < count ? at : count - 1] / 1000.0;
+}
+
+static int latency(int argc, char **argv) {
+    if (argc < 8)
+        fail("usage", "load latency BOOTSTRAP TOPIC PARTITIONS BYTES_PER_S SIZE SECONDS [KEY=VALUE…]");
+    const char *topic = argv[3];
+    int partitions = atoi(argv[4]);
+    double rate = atof(argv[5]);
+    size_t size = (size_t)atol(argv[6]);
+    double seconds = atof(argv[7]);
+    uint64_t count = (uint64_t)(rate / (double)size * (seconds + WARMUP_NS / 1e9));
+    rd_kafka_t *rk = producer(argv[2], argv + 8, argc - 8);
+    rd_kafka_topic_t *rkt = rd_kafka_topic_new(rk, topic, NULL);
+    char *payload = malloc(size);
+    memset(payload, 'x', size);
+    latency_us = malloc(count * sizeof *latency_us);
+    memset(latency_us, 0xff, count * sizeof *latency_us);
+
+    /* The topic, its leaders and a producer id are known before the clock starts. */
+    pthread_t poller;
+    pthread_create(&poller, NULL, poll_loop, rk);
+    start_ns = now_ns();
+    for (int p = 0; p < partitions; p++)
+        if (rd_kafka_produce(rkt, p, RD_KAFKA_MSG_F_COPY, payload, size, NULL, 0, (void *)0) != 0)
+            fail("produce", rd_kafka_err2str(rd_kafka_last_error()));
+    if (rd_kafka_flush(rk, 30000) != 0 || atomic_load(&failed))
+        fail("warm-up", "records without an acknowledgement after 30 s");
+    atomic_store(&acked, 0);
+    latency_us[0] = UINT32_MAX;
+
+    prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+    interval_ns = 1e9 * (double)size / rate;
+    start_ns = now_ns();
+    uint64_t late = 0; /* records sent a millisecond or more after they were due: the generator's own fault */
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t due = due_ns(i), now = now_ns();
+        if (now < due) {
+            struct timespec t = {.tv_sec = (time_t)(due / 1000000000ULL), .tv_nsec = (long)(due % 1000000000ULL)};
+            clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
+        } else if (now - due > 1000000)
+            late++;
+        int32_t p = (int32_t)(i % (uint64_t)partitions);
+        while (rd_kafka_produce(rkt, p, RD_KAFKA_MSG_F_COPY, payload, size, NULL, 0, (void *)(uintptr_t)i) != 0) {
+            if (rd_kafka_last_error() != RD_KAFKA_RESP_ERR__QUEUE_FULL)
+                fail("produce", rd_kafka_err2str(rd_kafka_last_error()));
+            struct timespec t = {.tv_nsec = 100000};
+            nanosleep(&t, NULL);
+        }
+    }
+    rd_kafka_flush(rk, 60000);
+    atomic_store(&stop_polling, 1);
+    pthread_join(poller, NULL);
+
+    uint64_t kept = 0, from = (uint64_t)(WARMUP_NS / interval_ns);
+    for (uint64_t i = from; i < count; i++)
+        if (latency_us[i] != UINT32_MAX)
+            latency_us[kept++] = latency_us[i];
+    if (kept == 0)
+        fail("latency", "nothing was acknowledged");
+    qsort(latency_us, kept, sizeof *latency_us, by_value);
+    double took = (double)(atomic_load(&last_ack_ns) - start_ns) / 1e9;
+    printf("{\"sent\": %llu, \"acked\": %llu, \"failed\": %llu, \"late\": %llu, \"mb_s\": %.2f, \"p50_ms\": %.3f, "
+           "\"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f}\n",
+           (unsigned long long)count, (unsigned long long)(atomic_load(&acked) - atomic_load(&failed)),
+           (unsigned long long)atomic_load(&failed), (unsigned long long)late, (double)count * (double)size / took / 1e6,
+           quantile_ms(latency_us, kept, 0.5), quantile_ms(latency_us, kept, 0.99), quantile_ms(latency_us, kept, 0.999),
+           latency_us[kept - 1] / 1000.0);
+    return atomic_load(&failed) != 0;
+}
+
+static int first_ack(int argc, char **argv) {
+    if (argc < 4)
+        fail("usage", "load first-ack BOOTSTRAP TOPIC [KEY=VALUE…]");
+    rd_kafka_t *rk = producer(argv[2], argv + 4, argc - 4);
+    rd_kafka_topic_t *rkt = rd_kafka_topic_new(rk, argv[3], NULL);
+    if (rd_kafka_produce(rkt, 0, RD_KAFKA_MSG_F_COPY, "first", 5, NULL, 0, NULL) != 0)
+        fail("produce", rd_kafka_err2str(rd_kafka_last_error()));
+    while (atomic_load(&acked) == 0)
+        rd_kafka_poll(rk, 100);
+    if (atomic_load(&failed))
+        fail("first-ack", "the record failed");
+    printf("%.6f\n", (double)atomic_load(&last_ack_ns) / 1e9);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "latency") == 0)
+        return latency(argc, argv);
+    if (argc > 1 && strcmp(argv[1], "first-ack") == 0)
+        return first_ack(argc, argv);
+    fail("usage", "load latency|first-ack …");
+}
