@@ -1,0 +1,117 @@
+//! On the real disk, with real threads.
+
+use std::sync::Arc;
+
+use isobar_host::{AlignedBuf, Host};
+use parking_lot::Mutex;
+
+use crate::*;
+
+fn frame(number: u64, bytes: usize) -> Frame {
+    let meta: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(bytes.max(8)).collect();
+    Frame::of_meta(AlignedBuf::unpooled(bytes), 1, &meta)
+}
+
+fn small() -> Options {
+    Options { segment_bytes: 256 << 10, first_segment_bytes: 64 << 10, ..Options::default() }
+}
+
+async fn open(dir: &std::path::Path, options: Options) -> (Journal, Report, Vec<(u64, bytes::Bytes)>) {
+    let mut found = Vec::new();
+    let opened = Journal::open(&Host::real(), dir, options, &mut |f| found.push((f.position, f.meta())))
+        .await
+        .unwrap();
+    (opened.0, opened.1, found)
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_reopening_in_order_and_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, report, _) = open(dir.path(), small()).await;
+    assert_eq!(report.frames, 0);
+    let acked = Arc::new(Mutex::new(Vec::new()));
+    for number in 0..300_u64 {
+        let acked = Arc::clone(&acked);
+        let bytes = 100 + (number as usize * 7919) % 30_000;
+        journal.append(frame(number, bytes), move |r| acked.lock().push((number, r.unwrap()))).unwrap();
+    }
+    let last = journal.append_wait(frame(300, 10)).await.unwrap();
+    let acked = acked.lock().clone();
+    assert_eq!(acked.iter().map(|(n, _)| *n).collect::<Vec<_>>(), (0..300).collect::<Vec<_>>());
+    assert!(acked.windows(2).all(|pair| pair[0].1.position < pair[1].1.position));
+    assert!(journal.sealed_segments().len() > 5);
+    for (number, written) in &acked {
+        let read = journal.read(written.position).await.unwrap();
+        assert_eq!(read.meta()[..8], number.to_le_bytes());
+        assert_eq!(read.len(), written.len);
+    }
+    assert!(matches!(journal.read(last.position + 4096).await, Err(JournalError::NotFound { .. })));
+    journal.close().await;
+    assert!(matches!(journal.append(frame(1, 1), |_| {}), Err(JournalError::Closed)));
+
+    let (journal, report, found) = open(dir.path(), small()).await;
+    assert_eq!((report.frames, report.torn, report.damage.len()), (301, None, 0));
+    for ((position, meta), (number, written)) in found.iter().zip(&acked) {
+        assert_eq!((*position, &meta[..8]), (written.position, &number.to_le_bytes()[..]));
+    }
+    journal.close().await;
+}
+
+#[tokio::test]
+async fn recycled_segments_are_used_again_and_the_directory_stays_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _, _) = open(dir.path(), small()).await;
+    for number in 0..400 {
+        journal.append_wait(frame(number, 20_000)).await.unwrap();
+        for segment in journal.sealed_segments() {
+            journal.recycle(segment);
+        }
+    }
+    journal.close().await;
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap()).collect();
+    let bytes: u64 = files.iter().map(|file| file.metadata().unwrap().len()).sum();
+    assert!(bytes <= 5 * (256 << 10), "{bytes} bytes in {} files", files.len());
+    let (journal, report, found) = open(dir.path(), small()).await;
+    assert!(report.frames < 40 && report.damage.is_empty(), "{report:?}");
+    assert_eq!(found.last().unwrap().1[..8], 399_u64.to_le_bytes());
+    journal.close().await;
+}
+
+#[tokio::test]
+async fn many_appenders_share_syncs_and_a_full_queue_makes_them_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { queue_bytes: 64 << 10, ..small() };
+    let metrics = options.metrics.clone();
+    let (journal, _, _) = open(dir.path(), options).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..64_u64 {
+        let journal = journal.clone();
+        tasks.spawn(async move {
+            for number in 0..20 {
+                journal.append_wait(frame(task * 100 + number, 3000)).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    let (frames, groups) = metrics.frames_and_groups();
+    assert_eq!(frames, 64 * 20);
+    assert!(groups < frames / 2, "{groups} syncs for {frames} frames");
+    journal.close().await;
+}
+
+#[tokio::test]
+async fn buffered_files_do_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { direct: false, ..small() };
+    let (journal, _, _) = open(dir.path(), options.clone()).await;
+    for number in 0..50 {
+        journal.append_wait(frame(number, 9000)).await.unwrap();
+    }
+    drop(journal.clone());
+    journal.close().await;
+    let (journal, report, _) = open(dir.path(), options).await;
+    assert_eq!(report.frames, 50);
+    journal.close().await;
+}
