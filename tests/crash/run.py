@@ -7,6 +7,8 @@ code 0: clean and nothing that was asked for is zero.
 """
 
 import argparse
+import collections
+import contextlib
 import os
 import pathlib
 import random
@@ -19,12 +21,14 @@ import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "lib")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "lib"), str(HERE.parent / "powercut")]
 
 from broker import CACHE, Broker, BrokerError  # noqa: E402
 from clients import Client, Load, Member, Observer, Reader, Sender, drain  # noqa: E402
 from history import Recorder  # noqa: E402
 
+# Room for a journal, a Raft log and the objects of some minutes.
+VOLUME_MIB = 4096
 TOPICS = {"crash-a": 4, "crash-b": 1}
 REPO = HERE.parents[1]
 # The crates whose code the broker process runs.
@@ -63,19 +67,29 @@ class Run:
         self.history = directory / "history.jsonl"
         self.recorder = Recorder(self.history)
         properties = {"log.flush.interval.messages": "1", "auto.create.topics.enable": "false"}
-        self.broker = Broker(data=directory / "data", log=directory / "broker.log", properties=properties, heap="512m",
+        self.volume = None
+        if args.power_cuts:
+            from volume import Volume
+
+            self.volume = Volume(size_mib=VOLUME_MIB)
+            self.volume.create()
+        self.broker = Broker(data=(self.volume.path if self.volume else directory) / "data", log=directory / "broker.log", properties=properties, heap="512m",
                              args=args.broker_args)
         self.load = Load(self.recorder, self.broker.bootstrap, TOPICS, args.seed)
         self.load.rate = args.rate
-        self.points = args.point_names
+        self.points = list(args.point_names)
+        self.misses = collections.Counter()
+        self.kills = 0
         self.starts = []
 
-    def start(self, point=None):
+    def start(self, point=None, wait=True):
         """Starts the broker; false if it met its crash point before it answered."""
         self.broker.env.pop("ISOBAR_CRASH_POINT", None)
         if point is not None:
             self.broker.env["ISOBAR_CRASH_POINT"] = point
         self.broker.start(wait=False)
+        if not wait:
+            return True
         try:
             self.starts.append(self.broker.wait_ready(60))
         except BrokerError:
@@ -91,44 +105,88 @@ class Run:
         for future in admin.create_topics([NewTopic(t, n, 1) for t, n in TOPICS.items()]).values():
             future.result(30)
 
-    def kill_once(self, point):
-        """Lets it run, then ends it: at the point if it gets there, else at a random moment."""
-        wait = self.random.uniform(0.2, 1.8)
-        if point is not None:
-            deadline = time.monotonic() + 4.0
-            while time.monotonic() < deadline:
-                if self.broker.process.poll() is not None:
-                    self.died_at(point)
-                    return
-                time.sleep(0.01)
-        else:
-            time.sleep(wait)
-        if self.broker.process.poll() is not None:
-            raise BrokerError(f"it ended by itself with {self.broker.process.returncode}:\n{self.broker.log_tail()}")
+    def kill(self):
+        """SIGKILL from outside, at no special moment."""
+        code = self.broker.process.poll()
+        if code is not None:
+            raise BrokerError(f"it ended by itself with {code}:\n{self.broker.log_tail()}")
         self.recorder.add(0, "fault", kind="kill")
         self.broker.kill()
+        self.kills += 1
 
-    def died_at(self, point):
-        code = self.broker.process.returncode
-        if code != -signal.SIGKILL:
-            raise BrokerError(f"ended with {code} where {point} should have killed it:\n{self.broker.log_tail()}")
-        self.recorder.add(0, "fault", kind="crash-point", point=point.rsplit(":", 1)[0])
+    def at_random(self):
+        """One start that is killed; one in four before it may have answered."""
+        if self.random.random() < 0.25:
+            self.start(wait=False)
+            time.sleep(self.random.uniform(0.0, 0.5))
+        else:
+            self.start()
+            time.sleep(self.random.uniform(0.1, 1.5))
+        self.recorder.add(0, "restart")
+        self.kill()
+
+    def at_point(self, name):
+        """One start that kills itself at the point. Where load does not lead there, perhaps a clean stop does."""
+        count = 1 if self.misses[name] else self.random.choice((1, 1, 2, 3, 7, 20, 60))
+        if self.start(f"{name}:{count}"):
+            self.recorder.add(0, "restart")
+            try:
+                self.broker.process.wait(2.0)
+            except subprocess.TimeoutExpired:
+                self.broker.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.broker.process.wait(30)
+        except subprocess.TimeoutExpired:
+            raise BrokerError(f"still running 30 s after SIGTERM:\n{self.broker.log_tail()}") from None
+        if code == -signal.SIGKILL:
+            self.recorder.add(0, "fault", kind="crash-point", point=name)
+            self.kills += 1
+        elif code == 0:
+            self.recorder.add(0, "fault", kind="stop")
+            self.misses[name] += 1
+            if self.misses[name] == 2:
+                self.points.remove(name)
+        else:
+            raise BrokerError(f"ended with {code} on the way to {name}:\n{self.broker.log_tail()}")
         self.broker.kill()
 
-    def next_point(self, turn):
-        """Every other kill is at a named point, each in its turn, after few or many passings."""
-        if not self.points or turn % 2 == 0:
-            return None
-        name = self.points[(turn // 2) % len(self.points)]
-        return f"{name}:{self.random.choice((1, 1, 2, 3, 7, 20, 60))}"
-
-    def kill(self, turn):
-        point = self.next_point(turn)
-        if not self.start(point):
-            self.died_at(point)
-            return
+    def cut_power(self, name):
+        """What was not synced is lost. With a name: at that point, if the load leads there within two seconds."""
+        count = 1 if self.misses[name] else self.random.choice((1, 2, 3, 7, 20, 60))
+        answered = self.start(f"{name}:{count}" if name else None)
         self.recorder.add(0, "restart")
-        self.kill_once(point)
+        if name is None:
+            time.sleep(self.random.uniform(0.2, 1.5))
+        elif answered:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.broker.process.wait(2.0)
+        code = self.broker.process.poll()
+        if code not in (None, -signal.SIGKILL):
+            raise BrokerError(f"it ended by itself with {code}:\n{self.broker.log_tail()}")
+        at = {} if code is None else {"point": name}
+        if name and code is None:
+            self.misses[name] += 1
+        self.recorder.add(0, "fault", kind="power-cut", **at)
+        self.volume.power_cut([self.broker.pid] if code is None else [])
+        self.broker.kill()
+        self.volume.remount()
+
+    def all_power_cuts(self):
+        for turn in range(self.args.power_cuts):
+            self.cut_power(self.points[turn // 2 % len(self.points)] if self.points and turn % 2 else None)
+        print(f"{self.args.power_cuts} power cuts, {self.recorder.acks} acknowledgements", flush=True)
+
+    def all_kills(self):
+        """Random moments and named points in turn."""
+        turn = 0
+        while self.kills < self.args.kills:
+            turn += 1
+            if self.points and turn % 2 == 0:
+                self.at_point(self.points[turn // 2 % len(self.points)])
+            else:
+                self.at_random()
+            if turn % 10 == 0:
+                print(f"{self.kills} kills, {self.recorder.acks} acknowledgements", flush=True)
 
     def run(self):
         self.start()
@@ -137,11 +195,11 @@ class Run:
                    Member(self.load, 22), Observer(self.load, 31)]
         for client in clients:
             client.start()
-        self.kill_once(None)
-        for turn in range(1, self.args.kills):
-            self.kill(turn)
-            if turn % 10 == 0:
-                print(f"{turn} kills, {self.recorder.acks} acknowledgements", flush=True)
+        time.sleep(1)
+        self.kill()
+        self.all_kills()
+        if self.volume:
+            self.all_power_cuts()
         self.start()
         self.recorder.add(0, "restart")
         time.sleep(1)
@@ -178,6 +236,7 @@ def check(history, required):
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--power-cuts", type=int, default=0, help="and this many, which needs root and nbdkit")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--rate", type=float, default=3000, help="records a second, all producers together")
     parser.add_argument("--points", default="all", help="named crash points: all, none, or a list")
@@ -204,10 +263,15 @@ def main():
         run.load.problem("the broker", e)
     finally:
         run.broker.kill()
-    required = f"acks=1000,reads=1000,faults={args.kills},restarts,commits,ends" + (",crash-points" if run.points else "")
+        if run.volume:
+            run.volume.destroy()
+    required = f"acks=1000,reads=1000,faults={args.kills + args.power_cuts},restarts,commits,ends"
+    required += ",crash-points" if args.point_names else ""
     run.recorder.close()
     code, verdict = check(run.history, required)
     print(verdict)
+    if missed := sorted(name for name, count in run.misses.items() if name not in run.points):
+        print(f"crash points not reached: {', '.join(missed)}")
     starts = sorted(run.starts)
     if starts:
         print(f"starts: {len(starts)}, median {starts[len(starts) // 2]:.2f} s, slowest {starts[-1]:.2f} s to ApiVersions")
