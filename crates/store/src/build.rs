@@ -1,0 +1,177 @@
+//! Reads planned runs from the WAL and makes an object of them.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use isobar_metadata::command::ObjectRun;
+use isobar_metadata::ids::{ObjectId, PartitionKey};
+use isobar_metadata::record::{Extent, InlineLocation};
+use isobar_metadata::{Location, PartitionView};
+use isobar_protocol::batch::{BatchHeader, TimestampType, rewrite_timestamp};
+use isobar_wal::{Wal, WalError};
+
+use crate::format::ObjectBuilder;
+use crate::plan::PlannedRun;
+
+/// Batches between two looks at whether other tasks want to run.
+const YIELD_AFTER: usize = 2048;
+
+/// A run that was left out.
+pub(crate) struct BadRun {
+    pub(crate) key: PartitionKey,
+    pub(crate) location: Location,
+    /// Its bytes were not found, which a newer image may explain; else they are damaged.
+    pub(crate) stale: bool,
+    pub(crate) why: String,
+}
+
+/// An object ready to be put.
+pub(crate) struct Built {
+    pub(crate) parts: Vec<Bytes>,
+    pub(crate) runs: Vec<ObjectRun>,
+    pub(crate) bad: Vec<BadRun>,
+    pub(crate) size_bytes: u64,
+    pub(crate) batch_bytes: u64,
+}
+
+pub(crate) async fn build(
+    wal: &dyn Wal,
+    cluster_id: String,
+    object: ObjectId,
+    now_ms: i64,
+    runs: Vec<(PlannedRun, Arc<PartitionView>)>,
+) -> Built {
+    let mut bad = Vec::new();
+    let read = read_all(wal, &runs, &mut bad).await;
+    let mut builder = ObjectBuilder::new(cluster_id, object, now_ms);
+    let mut since_yield = 0;
+    for ((run, view), extents) in runs.iter().zip(read) {
+        let Some(extents) = extents else { continue };
+        match stamped(run, view, &extents) {
+            Ok(batches) => {
+                since_yield += batches.len();
+                for (batch, header, base_offset, leader_epoch) in batches {
+                    builder.push(run.key, &batch, &header, base_offset, leader_epoch);
+                }
+            }
+            Err((extent, why)) => {
+                bad.push(BadRun { key: run.key, location: extent.location().clone(), stale: false, why });
+            }
+        }
+        if since_yield > YIELD_AFTER {
+            since_yield = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+    let batch_bytes = builder.body_bytes();
+    let (parts, runs) = builder.finish();
+    let size_bytes = parts.iter().map(|part| part.len() as u64).sum();
+    let runs = runs
+        .iter()
+        .map(|run| ObjectRun {
+            topic_id: run.key.topic_id,
+            partition: run.key.partition,
+            base_offset: run.first_offset,
+            last_offset: run.last_offset,
+            position: run.range.start,
+            // A plan is far smaller than 4 GiB.
+            size_bytes: (run.range.end - run.range.start) as u32,
+            max_timestamp_ms: run.max_timestamp_ms,
+        })
+        .collect();
+    Built { parts, runs, bad, size_bytes, batch_bytes }
+}
+
+/// The batches of each extent of each run; `None` for a run of which something could not be read. Reads chunk by chunk, so
+/// that one which comes from disk is read once.
+async fn read_all(
+    wal: &dyn Wal,
+    runs: &[(PlannedRun, Arc<PartitionView>)],
+    bad: &mut Vec<BadRun>,
+) -> Vec<Option<Vec<Vec<Bytes>>>> {
+    let mut read: Vec<Option<Vec<Vec<Bytes>>>> =
+        runs.iter().map(|(run, _)| Some(vec![Vec::new(); run.extents.len()])).collect();
+    let mut order: Vec<(usize, usize)> = runs
+        .iter()
+        .enumerate()
+        .flat_map(|(run, (plan, _))| (0..plan.extents.len()).map(move |e| (run, e)))
+        .collect();
+    order.sort_by_key(|&(run, extent)| {
+        runs[run].0.extents[extent].wal().map(|wal| (wal.stream, wal.chunk, wal.first_batch))
+    });
+    for (run, extent) in order {
+        let planned = &runs[run].0;
+        let Some(batches) = read[run].as_mut().map(|extents| &mut extents[extent]) else { continue };
+        let location = planned.extents[extent].location();
+        let result = match location {
+            Location::Wal(place) => wal.read(place.stream, place.chunk, place.ordinals()).await,
+            Location::Inline(inline) => split_inline(inline),
+            Location::Object(_) => Err(WalError::NotFound),
+        };
+        match result {
+            Ok(found) => *batches = found,
+            Err(error) => {
+                let stale = error == WalError::NotFound;
+                bad.push(BadRun {
+                    key: planned.key,
+                    location: location.clone(),
+                    stale,
+                    why: error.to_string(),
+                });
+                read[run] = None;
+            }
+        }
+    }
+    read
+}
+
+fn split_inline(inline: &InlineLocation) -> Result<Vec<Bytes>, WalError> {
+    let mut rest = inline.data.clone();
+    let mut batches = Vec::new();
+    while !rest.is_empty() {
+        let header = BatchHeader::parse(&rest).map_err(|error| WalError::Corrupt(error.to_string()))?;
+        batches.push(rest.split_to(header.total_bytes()));
+    }
+    Ok(batches)
+}
+
+type Stamped = (Bytes, BatchHeader, i64, i32);
+
+/// Gives each batch its offset, checks that they fill the extents exactly, and rewrites those of LogAppendTime.
+fn stamped<'a>(
+    run: &'a PlannedRun,
+    view: &PartitionView,
+    read: &[Vec<Bytes>],
+) -> Result<Vec<Stamped>, (&'a Extent, String)> {
+    let mut stamped = Vec::with_capacity(read.iter().map(Vec::len).sum());
+    for (extent, batches) in run.extents.iter().zip(read) {
+        let mut offset = extent.base_offset;
+        for batch in batches {
+            let (batch, header) = final_bytes(batch, extent).map_err(|why| (extent, why))?;
+            let leader_epoch = view.epoch_at(offset);
+            let base_offset = offset;
+            offset += i64::from(header.last_offset_delta) + 1;
+            stamped.push((batch, header, base_offset, leader_epoch));
+        }
+        if offset != extent.end_offset() {
+            let why = format!("the batches end at {offset}, metadata says {}", extent.end_offset());
+            return Err((extent, why));
+        }
+    }
+    Ok(stamped)
+}
+
+fn final_bytes(batch: &Bytes, extent: &Extent) -> Result<(Bytes, BatchHeader), String> {
+    let header = BatchHeader::parse(batch).map_err(|error| error.to_string())?;
+    if header.total_bytes() != batch.len() || header.last_offset_delta < 0 {
+        return Err("a batch's length or offsets do not fit".to_owned());
+    }
+    if extent.append_time_ms < 0 {
+        return Ok((batch.clone(), header));
+    }
+    let mut rewritten = BytesMut::from(&batch[..]);
+    rewrite_timestamp(&mut rewritten, TimestampType::LogAppendTime, extent.append_time_ms);
+    let rewritten = rewritten.freeze();
+    let header = BatchHeader::parse(&rewritten).map_err(|error| error.to_string())?;
+    Ok((rewritten, header))
+}

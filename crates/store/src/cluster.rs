@@ -1,0 +1,18 @@
+//! What this crate's tasks need of metadata. Implemented above, over the quorum and the broker's image.
+
+use async_trait::async_trait;
+use isobar_metadata::{Command, CommandResult, Image};
+
+/// The quorum did not answer: the command may have been applied or not, or may still be. Everything proposed here may come twice.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not proposed or not answered: {0}")]
+pub struct ProposeFailed(pub String);
+
+/// The way to metadata.
+#[async_trait]
+pub trait Proposer: Send + Sync {
+    /// The image as it is now. Cheap.
+    fn image(&self) -> Image;
+    /// Proposes a command on the control lane of this broker's session and waits for its result.
+    async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed>;
+}

@@ -1,0 +1,230 @@
+//! A directory as a store.
+//!
+//! Owns: `<root>/<key>` for every object and `<root>/tmp` for those being written.
+//!
+//! Why not object_store's `LocalFileSystem::with_fsync`: it makes directories and syncs their parents only where it made
+//! them, so of two PUTs into a new directory one may return before the other has made the directory's name durable,
+//! and after a crash nobody does; it leaves staged files beside the objects, where only a walk over all finds them;
+//! it writes each slice by a system call of its own; and it cannot run on the simulated disk, which is what finds
+//! such things.
+//!
+//! Invariants
+//! 1. An object's name appears only when all its bytes are synced: written below `tmp`, synced, renamed.
+//! 2. `put` returns `Ok` only when the name is durable too: the directory is synced after the rename, and the
+//!    directory's own name was synced before the first object of this process in it.
+//! 3. Nothing below `tmp` outlives a start: `open` removes it.
+//!
+//! Ordering: write and sync in pieces of at most [`SYNC_PIECE_BYTES`], so that no sync of ours makes the WAL's wait behind
+//! more than one piece; rename; sync the directory. All of it on the blocking pool.
+//!
+//! Failure: an error up to the rename did not happen; the staged file is removed, and a retry writes a new one, so a
+//! failed sync is never repeated on the same file. From the rename on it may have happened.
+//!
+//! Crash: before the rename is durable the object is not there, which its reader (nobody yet: the commit comes after)
+//! cannot notice; a staged file is removed by the next `open`.
+
+use std::collections::BTreeSet;
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use isobar_host::{Disk, Host, Open};
+use parking_lot::Mutex;
+
+/// At most this much is dirty in the page cache for one object.
+const SYNC_PIECE_BYTES: usize = 8 << 20;
+/// Linux takes at most 1024 parts in one vectored write.
+const PARTS_MAX: usize = 1024;
+
+/// Whether a failed PUT or DELETE can have had an effect.
+#[derive(Debug)]
+pub(crate) enum WriteFailure {
+    DidNotHappen(io::Error),
+    MayHaveHappened(io::Error),
+}
+
+#[derive(Clone)]
+pub(crate) struct Directory {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    host: Host,
+    disk: Arc<dyn Disk>,
+    root: PathBuf,
+    staging: PathBuf,
+    durable_dirs: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Directory {
+    /// Makes the directory if it is not there, and clears what a crash left staged.
+    pub(crate) async fn open(host: &Host, root: &Path) -> io::Result<Self> {
+        let inner = Arc::new(Inner {
+            host: host.clone(),
+            disk: host.disk(),
+            root: root.to_owned(),
+            staging: root.join("tmp"),
+            durable_dirs: Mutex::default(),
+        });
+        let directory = Self { inner };
+        directory
+            .blocking(|inner| {
+                inner.disk.create_dir_all(&inner.staging)?;
+                for name in inner.disk.list(&inner.staging)? {
+                    inner.disk.remove(&inner.staging.join(name))?;
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(directory)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    pub(crate) async fn put(&self, key: &str, parts: Vec<Bytes>) -> Result<(), WriteFailure> {
+        let path = self.path(key).map_err(WriteFailure::DidNotHappen)?;
+        let inner = Arc::clone(&self.inner);
+        let result = self.inner.host.run_blocking(move || inner.put(&path, &parts)).await;
+        result.unwrap_or_else(|| Err(WriteFailure::MayHaveHappened(gone())))
+    }
+
+    pub(crate) async fn get_range(&self, key: &str, range: Range<u64>) -> io::Result<Bytes> {
+        let path = self.path(key)?;
+        self.blocking(move |inner| {
+            let file = inner.disk.open(&path, Open::READ)?;
+            let len = file.len()?;
+            if range.start > range.end || range.end > len {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("{range:?} of {len} bytes"),
+                ));
+            }
+            let mut buffer = vec![0; (range.end - range.start) as usize];
+            file.read_at(&mut buffer, range.start)?;
+            Ok(Bytes::from(buffer))
+        })
+        .await
+    }
+
+    pub(crate) async fn get_up_to(&self, key: &str, range: Range<u64>) -> io::Result<Bytes> {
+        let end = range.end.min(self.size(key).await?);
+        self.get_range(key, range.start..end).await
+    }
+
+    pub(crate) async fn size(&self, key: &str) -> io::Result<u64> {
+        let path = self.path(key)?;
+        self.blocking(move |inner| inner.disk.open(&path, Open::READ)?.len()).await
+    }
+
+    /// Not synced: a delete that a crash undoes leaves garbage, and deletes are repeated.
+    pub(crate) async fn delete(&self, key: &str) -> io::Result<()> {
+        let path = self.path(key)?;
+        self.blocking(move |inner| inner.disk.remove(&path)).await
+    }
+
+    /// Names of the objects right below `dir`.
+    pub(crate) async fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        let path = self.path(dir)?;
+        self.blocking(move |inner| match inner.disk.list(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            other => other,
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let inner = Arc::clone(&self.inner);
+        self.inner.host.run_blocking(move || work(&inner)).await.unwrap_or_else(|| Err(gone()))
+    }
+
+    /// Keys are ours, but a mistake must not leave the root.
+    fn path(&self, key: &str) -> io::Result<PathBuf> {
+        let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+        if !key.split('/').all(plain) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{key:?} is no key")));
+        }
+        Ok(self.inner.root.join(key))
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the blocking pool is going away")
+}
+
+impl Inner {
+    fn put(&self, path: &Path, parts: &[Bytes]) -> Result<(), WriteFailure> {
+        let dir = path.parent().unwrap_or(&self.root);
+        self.make_durable_dir(dir).map_err(WriteFailure::DidNotHappen)?;
+        let staged = self.staging.join(format!("{:016x}", self.host.random_u64()));
+        if let Err(error) = self.write_staged(&staged, parts) {
+            // What stays behind is removed by the next `open`.
+            let _ = self.disk.remove(&staged);
+            return Err(WriteFailure::DidNotHappen(error));
+        }
+        self.host.crash_point("store.after_sync");
+        self.disk.rename(&staged, path).map_err(WriteFailure::MayHaveHappened)?;
+        self.host.crash_point("store.after_rename");
+        if self.host.sabotaged("object-not-synced") {
+            return Ok(());
+        }
+        self.disk.sync_dir(dir).map_err(WriteFailure::MayHaveHappened)
+    }
+
+    fn write_staged(&self, staged: &Path, parts: &[Bytes]) -> io::Result<()> {
+        let file = self.disk.open(staged, Open::CREATE)?;
+        let (mut offset, mut unsynced) = (0_u64, 0);
+        let mut gathered: Vec<IoSlice<'_>> = Vec::with_capacity(PARTS_MAX.min(parts.len()));
+        let mut gathered_bytes = 0;
+        let pieces =
+            parts.iter().flat_map(|part| part.chunks(SYNC_PIECE_BYTES)).filter(|piece| !piece.is_empty());
+        for piece in pieces {
+            if gathered.len() == PARTS_MAX || unsynced + gathered_bytes + piece.len() > SYNC_PIECE_BYTES {
+                file.write_at(&gathered, offset)?;
+                gathered.clear();
+                offset += gathered_bytes as u64;
+                unsynced += gathered_bytes;
+                gathered_bytes = 0;
+                if unsynced + piece.len() > SYNC_PIECE_BYTES {
+                    self.sync(&*file)?;
+                    unsynced = 0;
+                }
+            }
+            gathered.push(IoSlice::new(piece));
+            gathered_bytes += piece.len();
+        }
+        if !gathered.is_empty() {
+            file.write_at(&gathered, offset)?;
+        }
+        self.sync(&*file)
+    }
+
+    fn sync(&self, file: &dyn isobar_host::DiskFile) -> io::Result<()> {
+        if self.host.sabotaged("object-not-synced") {
+            return Ok(());
+        }
+        file.sync_data()
+    }
+
+    /// Syncs the name of `dir` once in this process, even where the directory is already there: whoever made it may
+    /// have died before its sync.
+    fn make_durable_dir(&self, dir: &Path) -> io::Result<()> {
+        if self.durable_dirs.lock().contains(dir) {
+            return Ok(());
+        }
+        self.disk.create_dir_all(dir)?;
+        let mut above = dir;
+        while let (Some(parent), true) = (above.parent(), above != self.root) {
+            self.disk.sync_dir(parent)?;
+            above = parent;
+        }
+        self.durable_dirs.lock().insert(dir.to_owned());
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+//! What this crate counts.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of a request to a store.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// Name of the store.
+    pub store: String,
+    /// `put`, `get`, `head`, `delete`, `list`.
+    pub op: &'static str,
+    /// `ok`, `not_found`, `did_not_happen`, `may_have_happened`, `refused`.
+    pub result: &'static str,
+}
+
+/// Labels of bytes and latency.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OpLabels {
+    /// Name of the store.
+    pub store: String,
+    /// As in [`RequestLabels`].
+    pub op: &'static str,
+}
+
+/// All metrics of stores, uploads and the block cache. A clone counts into the same.
+#[derive(Debug, Clone)]
+pub struct StoreMetrics {
+    /// Requests, every attempt counted.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Bytes sent or received by requests that went well.
+    pub bytes: Family<OpLabels, Counter>,
+    /// Seconds of an attempt.
+    pub latency: Family<OpLabels, Histogram, fn() -> Histogram>,
+    /// Bytes in the WAL that wait for their upload.
+    pub waiting_bytes: Gauge,
+    /// Milliseconds that the oldest of them has waited, as far as this uploader has seen.
+    pub waiting_age_ms: Gauge,
+    /// Objects written and committed.
+    pub objects: Counter,
+    /// Bytes of batches in them.
+    pub uploaded_bytes: Counter,
+    /// Uploads that did not become a committed object.
+    pub failed_uploads: Counter,
+    /// Runs of committed objects that metadata did not take, because others were first or the offsets have gone.
+    pub dead_runs: Counter,
+    /// Batches whose bytes were not where metadata says, twice in a row. An alarm.
+    pub lost_batches: Counter,
+    /// Objects deleted.
+    pub deleted: Counter,
+    /// Blocks served from the cache.
+    pub cache_hits: Counter,
+    /// Blocks that had to be loaded.
+    pub cache_misses: Counter,
+    /// Bytes in the cache.
+    pub cache_bytes: Gauge<u64, AtomicU64>,
+}
+
+fn latency() -> Histogram {
+    // 0.5 ms to 16 s.
+    Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+}
+
+impl Default for StoreMetrics {
+    fn default() -> Self {
+        Self {
+            requests: Family::default(),
+            bytes: Family::default(),
+            latency: Family::new_with_constructor(latency),
+            waiting_bytes: Gauge::default(),
+            waiting_age_ms: Gauge::default(),
+            objects: Counter::default(),
+            uploaded_bytes: Counter::default(),
+            failed_uploads: Counter::default(),
+            dead_runs: Counter::default(),
+            lost_batches: Counter::default(),
+            deleted: Counter::default(),
+            cache_hits: Counter::default(),
+            cache_misses: Counter::default(),
+            cache_bytes: Gauge::default(),
+        }
+    }
+}
+
+impl StoreMetrics {
+    /// Adds them under `isobar_store_…` and `isobar_upload_…`.
+    pub fn register(&self, registry: &mut Registry) {
+        let store = registry.sub_registry_with_prefix("isobar_store");
+        store.register("requests", "Requests to a store, each attempt", self.requests.clone());
+        store.register("transferred", "Bytes sent to or received from a store", self.bytes.clone());
+        store.register_with_unit("latency", "Time of an attempt", Unit::Seconds, self.latency.clone());
+        store.register("deleted_objects", "Objects deleted", self.deleted.clone());
+        store.register("cache_hits", "Blocks served from the cache", self.cache_hits.clone());
+        store.register("cache_misses", "Blocks loaded into the cache", self.cache_misses.clone());
+        store.register_with_unit("cache", "Bytes in the block cache", Unit::Bytes, self.cache_bytes.clone());
+        let upload = registry.sub_registry_with_prefix("isobar_upload");
+        upload.register_with_unit(
+            "waiting",
+            "Bytes in the WAL not yet uploaded",
+            Unit::Bytes,
+            self.waiting_bytes.clone(),
+        );
+        upload.register(
+            "waiting_age_ms",
+            "How long the oldest of them has waited",
+            self.waiting_age_ms.clone(),
+        );
+        upload.register("objects", "Objects committed", self.objects.clone());
+        upload.register_with_unit(
+            "batches",
+            "Bytes of batches in committed objects",
+            Unit::Bytes,
+            self.uploaded_bytes.clone(),
+        );
+        upload.register("failures", "Uploads that became no committed object", self.failed_uploads.clone());
+        upload.register("dead_runs", "Runs that metadata did not take", self.dead_runs.clone());
+        upload.register(
+            "lost_batches",
+            "Batches not found where metadata says; an alarm",
+            self.lost_batches.clone(),
+        );
+    }
+
+    /// Requests of one kind so far, over all stores and results.
+    pub fn requests_of(&self, store: &str, op: &'static str) -> u64 {
+        ["ok", "not_found", "did_not_happen", "may_have_happened", "refused"]
+            .into_iter()
+            .map(|result| {
+                let labels = RequestLabels { store: store.to_owned(), op, result };
+                self.requests.get(&labels).map_or(0, |counter| counter.get())
+            })
+            .sum()
+    }
+}

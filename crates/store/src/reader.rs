@@ -1,0 +1,253 @@
+//! Reads batches out of objects, through the block cache.
+//!
+//! What it promises
+//! 1. What comes back are whole batches from the one that holds the offset asked for on, with every batch's CRC checked
+//!    once since its block came from the store, and with offsets that lie where metadata says; or an error.
+//! 2. No copy, but for batches that cross the border of two blocks.
+//! 3. At least one batch, and no second one beyond `max_bytes`.
+//!
+//! A run has no index of its own here: a read walks the headers from the run's start. So that one who reads on does not walk
+//! again, the place where a read ended is remembered for a bounded number of readers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use isobar_metadata::ids::ObjectId;
+use isobar_protocol::batch::{BatchHeader, HEADER_BYTES, verify_crc};
+use parking_lot::Mutex;
+
+use crate::cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, Load};
+use crate::format::object_key;
+use crate::{Bucket, StoreError};
+
+/// Places that are remembered.
+const HINTS_MAX: usize = 4096;
+
+/// A run in an object: what an object extent says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadObject {
+    /// The object.
+    pub object: ObjectId,
+    /// The run's bytes in it.
+    pub range: Range<u64>,
+    /// First offset.
+    pub first_offset: i64,
+    /// Last offset, inclusive.
+    pub last_offset: i64,
+}
+
+/// Reads runs. Cheap to clone.
+#[derive(Clone)]
+pub struct ObjectReader {
+    bucket: Bucket,
+    cache: Arc<dyn BlockCache>,
+    hints: Arc<Mutex<Hints>>,
+}
+
+/// (object, start of the run, next offset) to position.
+#[derive(Default)]
+struct Hints {
+    places: BTreeMap<(ObjectId, u64, i64), u64>,
+    order: VecDeque<(ObjectId, u64, i64)>,
+}
+
+impl Hints {
+    fn note(&mut self, key: (ObjectId, u64, i64), position: u64) {
+        if self.places.insert(key, position).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > HINTS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.places.remove(&oldest);
+        }
+    }
+}
+
+/// Batches found so far: neighbours in one block become one slice.
+#[derive(Default)]
+struct Found {
+    parts: Vec<Bytes>,
+    bytes: usize,
+    /// Block and range of the last part, while it can still grow.
+    open: Option<(Arc<Block>, Range<usize>)>,
+}
+
+impl Found {
+    fn push_slice(&mut self, block: &Arc<Block>, range: Range<usize>) {
+        self.bytes += range.len();
+        match &mut self.open {
+            Some((same, open)) if Arc::ptr_eq(same, block) && open.end == range.start => open.end = range.end,
+            _ => {
+                self.close();
+                self.open = Some((Arc::clone(block), range));
+            }
+        }
+    }
+
+    fn push_copy(&mut self, batch: Bytes) {
+        self.close();
+        self.bytes += batch.len();
+        self.parts.push(batch);
+    }
+
+    fn close(&mut self) {
+        if let Some((block, range)) = self.open.take() {
+            self.parts.push(block.bytes().slice(range));
+        }
+    }
+}
+
+impl ObjectReader {
+    /// Reads from this store through this cache.
+    pub fn new(bucket: Bucket, cache: Arc<dyn BlockCache>) -> Self {
+        Self { bucket, cache, hints: Arc::default() }
+    }
+
+    /// The store it reads from.
+    pub fn bucket(&self) -> &Bucket {
+        &self.bucket
+    }
+
+    /// Batches of the run from the one that holds `offset` on, as few slices as possible, each of whole batches.
+    pub async fn read(
+        &self,
+        run: ReadObject,
+        offset: i64,
+        max_bytes: usize,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let mut walk = Walk { reader: self, run: &run, position: run.range.start, block: None };
+        if let Some(&position) = self.hints.lock().places.get(&(run.object, run.range.start, offset)) {
+            walk.position = position;
+        }
+        let mut found = Found::default();
+        let mut next_offset = None;
+        while walk.position < run.range.end {
+            let (block, at) = walk.block_at(walk.position).await?;
+            let header = walk.header(&block, at).await?;
+            let bytes = header.total_bytes();
+            if header.last_offset() < offset {
+                walk.position += bytes as u64;
+                continue;
+            }
+            if found.bytes > 0 && found.bytes + bytes > max_bytes {
+                break;
+            }
+            walk.take(&block, at, bytes, &mut found).await?;
+            walk.position += bytes as u64;
+            next_offset = Some(header.next_offset());
+            if found.bytes >= max_bytes {
+                break;
+            }
+        }
+        found.close();
+        match next_offset {
+            Some(next) => {
+                if walk.position < run.range.end {
+                    self.hints.lock().note((run.object, run.range.start, next), walk.position);
+                }
+                Ok(found.parts)
+            }
+            None => Err(walk.damaged(format!("offset {offset} is not in the run"))),
+        }
+    }
+
+    async fn block(&self, object: ObjectId, block: u32) -> Result<Arc<Block>, StoreError> {
+        let bucket = self.bucket.clone();
+        let load: Load = Box::new(move || {
+            Box::pin(async move {
+                let start = u64::from(block) * BLOCK_BYTES;
+                bucket.get_up_to(&object_key(object), start..start + BLOCK_BYTES).await
+            })
+        });
+        self.cache.get(BlockKey { object, block }, load).await
+    }
+}
+
+/// One read on its way through a run.
+struct Walk<'a> {
+    reader: &'a ObjectReader,
+    run: &'a ReadObject,
+    position: u64,
+    block: Option<(u32, Arc<Block>)>,
+}
+
+impl Walk<'_> {
+    fn damaged(&self, why: String) -> StoreError {
+        let why = format!("{why} (run at {:?}, position {})", self.run.range, self.position);
+        StoreError::Damaged { key: object_key(self.run.object), why }
+    }
+
+    /// The block that holds a position, and where in it.
+    async fn block_at(&mut self, position: u64) -> Result<(Arc<Block>, usize), StoreError> {
+        let number = u32::try_from(position / BLOCK_BYTES).map_err(|_| self.damaged("too far".to_owned()))?;
+        let block = match &self.block {
+            Some((known, block)) if *known == number => Arc::clone(block),
+            _ => {
+                let block = self.reader.block(self.run.object, number).await?;
+                self.block = Some((number, Arc::clone(&block)));
+                block
+            }
+        };
+        let at = (position % BLOCK_BYTES) as usize;
+        if at >= block.bytes().len() {
+            return Err(self.damaged("the object is shorter than metadata says".to_owned()));
+        }
+        Ok((block, at))
+    }
+
+    /// The header at the walk's position, checked against the run.
+    async fn header(&mut self, block: &Arc<Block>, at: usize) -> Result<BatchHeader, StoreError> {
+        let left = self.run.range.end - self.position;
+        if left < HEADER_BYTES as u64 {
+            return Err(self.damaged("the run ends within a header".to_owned()));
+        }
+        let header = match block.bytes().get(at..at + HEADER_BYTES) {
+            Some(head) => BatchHeader::parse_head(head),
+            None => BatchHeader::parse_head(&self.gather(block, at, HEADER_BYTES).await?),
+        };
+        let header = header.map_err(|error| self.damaged(error.to_string()))?;
+        let outside =
+            header.base_offset < self.run.first_offset || header.last_offset() > self.run.last_offset;
+        if header.total_bytes() as u64 > left || header.last_offset_delta < 0 || outside {
+            return Err(self.damaged(format!("a batch that does not fit: offset {}", header.base_offset)));
+        }
+        Ok(header)
+    }
+
+    async fn take(
+        &mut self,
+        block: &Arc<Block>,
+        at: usize,
+        bytes: usize,
+        found: &mut Found,
+    ) -> Result<(), StoreError> {
+        if let Some(batch) = block.bytes().get(at..at + bytes) {
+            let range = at as u32..(at + bytes) as u32;
+            if !block.is_verified(&range) {
+                verify_crc(batch).map_err(|error| self.damaged(error.to_string()))?;
+                block.set_verified(range);
+            }
+            found.push_slice(block, at..at + bytes);
+        } else {
+            let batch = self.gather(block, at, bytes).await?;
+            verify_crc(&batch).map_err(|error| self.damaged(error.to_string()))?;
+            found.push_copy(batch);
+        }
+        Ok(())
+    }
+
+    /// Copies `bytes` from a position that starts in `block` and goes on in later ones.
+    async fn gather(&mut self, block: &Arc<Block>, at: usize, bytes: usize) -> Result<Bytes, StoreError> {
+        let mut copy = BytesMut::with_capacity(bytes);
+        copy.extend_from_slice(&block.bytes()[at..]);
+        while copy.len() < bytes {
+            let (next, start) = self.block_at(self.position + copy.len() as u64).await?;
+            let end = next.bytes().len().min(start + bytes - copy.len());
+            copy.extend_from_slice(&next.bytes()[start..end]);
+        }
+        Ok(copy.freeze())
+    }
+}

@@ -1,0 +1,176 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::conformance::{committed, effects, released, stream_changed};
+
+const STREAM: StreamId = StreamId(5);
+
+fn directory() -> DirectoryId {
+    DirectoryId::from([1; 16])
+}
+
+fn place(n: u64, segment: u64) -> Place {
+    Place { position: n * 4096, segment, bytes: 4096 }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append(u8),
+    Written,
+    Commit(u8, bool),
+    Release(prop::sample::Index),
+    Rotate,
+}
+
+fn arb_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0..3_u8).prop_map(Step::Append),
+        3 => Just(Step::Written),
+        3 => (0..3_u8, prop::bool::weighted(0.8)).prop_map(|(stream, extents)| Step::Commit(stream, extents)),
+        3 => any::<prop::sample::Index>().prop_map(Step::Release),
+        1 => Just(Step::Rotate),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Streams that live as they should, against the plainest model there is.
+    #[test]
+    fn keeps_what_is_needed_and_frees_each_segment_once(steps in proptest::collection::vec(arb_step(), 1..200)) {
+        let mut index = Index::new(directory());
+        let mut next = [0_u64; 3];
+        let mut next_commit = [0_u64; 3];
+        let mut pending: Vec<ChunkId> = Vec::new();
+        let mut written: BTreeMap<ChunkId, u64> = BTreeMap::new(); // durable and needed, with segment
+        let mut named: Vec<ChunkId> = Vec::new();
+        let mut segment = 0;
+        let mut freed = BTreeSet::new();
+        let mut n = 0;
+        for step in steps {
+            match step {
+                Step::Append(stream) => {
+                    let id = (StreamId(u64::from(stream)), next[usize::from(stream)]);
+                    prop_assert_eq!(index.check(id), Ok(()));
+                    let gap = Err(WalError::Gap { expected: id.1 });
+                    prop_assert_eq!(index.check((id.0, id.1 + 1)), gap);
+                    index.begin(id);
+                    next[usize::from(stream)] += 1;
+                    pending.push(id);
+                }
+                Step::Written if !pending.is_empty() => {
+                    let id = pending.remove(0);
+                    n += 1;
+                    prop_assert_eq!(index.written(id, place(n, segment)), Ok(()));
+                    written.insert(id, segment);
+                }
+                Step::Commit(stream, extents) => {
+                    let id = (StreamId(u64::from(stream)), next_commit[usize::from(stream)]);
+                    if written.contains_key(&id) {
+                        next_commit[usize::from(stream)] += 1;
+                        let dropped = index.follow(&effects(vec![committed(id.0, id.1, u32::from(extents))]));
+                        if extents {
+                            prop_assert_eq!(dropped, vec![]);
+                            named.push(id);
+                        } else {
+                            prop_assert_eq!(dropped, vec![id]);
+                            written.remove(&id);
+                        }
+                    }
+                }
+                Step::Release(which) if !named.is_empty() => {
+                    let id = named.remove(which.index(named.len()));
+                    prop_assert_eq!(index.follow(&effects(vec![released(id.0, &[id.1])])), vec![id]);
+                    written.remove(&id);
+                }
+                Step::Rotate => segment += 1,
+                Step::Written | Step::Release(_) => {}
+            }
+            for free in index.take_free_segments() {
+                prop_assert!(freed.insert(free), "segment {} freed twice", free);
+                prop_assert!(free < segment);
+            }
+            for (id, segment) in &written {
+                prop_assert_eq!(index.place(*id).map(|place| place.segment), Some(*segment));
+                prop_assert!(!freed.contains(segment), "segment {} is in use", segment);
+            }
+            prop_assert_eq!(index.live().0, written.len() as u64);
+        }
+    }
+}
+
+#[test]
+fn every_empty_segment_is_given_back_once_the_log_has_gone_on() {
+    let mut index = Index::new(directory());
+    for number in 0..4 {
+        index.begin((STREAM, number));
+        index.written((STREAM, number), place(number, number / 2)).unwrap();
+    }
+    index.follow(&effects(vec![committed(STREAM, 0, 1), committed(STREAM, 1, 1), released(STREAM, &[0])]));
+    assert!(index.take_free_segments().is_empty());
+    index.follow(&effects(vec![released(STREAM, &[1])]));
+    assert_eq!(index.take_free_segments(), [0]);
+    index.follow(&effects(vec![committed(STREAM, 2, 0), committed(STREAM, 3, 0)]));
+    assert!(index.take_free_segments().is_empty(), "segment 1 is still written to");
+    index.begin((STREAM, 4));
+    index.written((STREAM, 4), place(9, 2)).unwrap();
+    assert_eq!(index.take_free_segments(), [1]);
+    assert!(index.take_free_segments().is_empty());
+}
+
+#[test]
+fn what_is_dropped_before_it_is_durable_leaves_nothing() {
+    let mut index = Index::new(directory());
+    index.begin((STREAM, 0));
+    index.begin((STREAM, 1));
+    let closed = index.follow(&effects(vec![stream_changed(STREAM, directory(), true)]));
+    assert_eq!(closed, [(STREAM, 0), (STREAM, 1)]);
+    index.written((STREAM, 0), place(0, 0)).unwrap();
+    index.refused((STREAM, 1), false);
+    assert_eq!(index.live(), (0, 0));
+    index.begin((StreamId(6), 0));
+    index.written((StreamId(6), 0), place(1, 1)).unwrap();
+    assert_eq!(index.take_free_segments(), [0]);
+}
+
+#[test]
+fn a_refused_chunk_takes_those_behind_it_along_and_its_number_comes_again() {
+    let mut index = Index::new(directory());
+    for number in 0..4 {
+        index.begin((STREAM, number));
+    }
+    index.written((STREAM, 0), place(0, 0)).unwrap();
+    index.refused((STREAM, 1), true);
+    assert_eq!(index.check((STREAM, 4)), Err(WalError::Full));
+    assert_eq!(index.written((STREAM, 2), place(1, 0)), Err(WalError::Full));
+    index.refused((STREAM, 3), true);
+    assert_eq!(index.check((STREAM, 1)), Ok(()));
+    assert_eq!(index.live().0, 1);
+    index.begin((STREAM, 1));
+    index.written((STREAM, 1), place(2, 0)).unwrap();
+    assert_eq!(index.check((STREAM, 2)), Ok(()));
+    // The frame of the refused 2 is on disk; at the next start the later one counts.
+    let mut again = Index::new(directory());
+    again.recovered((STREAM, 2), place(1, 0));
+    again.recovered((STREAM, 2), place(3, 1));
+    assert_eq!(again.place((STREAM, 2)), Some(place(3, 1)));
+    assert_eq!(again.live().0, 1);
+    assert_eq!(again.take_free_segments(), [0]);
+}
+
+#[test]
+fn forgotten_streams_stay_closed_however_many() {
+    let mut index = Index::new(directory());
+    let forget = |stream| {
+        let forgotten = isobar_metadata::effect::StreamForgotten { stream };
+        effects(vec![stream_changed(stream, directory(), true), EffectKind::StreamForgotten(forgotten)])
+    };
+    for stream in 1..=3000 {
+        index.follow(&forget(StreamId(stream)));
+    }
+    assert!(index.forgotten.len() <= FORGOTTEN_MAX && index.streams.is_empty());
+    for stream in [1, 1000, 3000] {
+        assert_eq!(index.check((StreamId(stream), 0)), Err(WalError::Closed));
+    }
+    assert_eq!(index.check((StreamId(3001), 0)), Ok(()));
+}

@@ -1,0 +1,417 @@
+//! A WAL replica on this node's disk.
+//!
+//! Owns: one directory: `incarnation` (16 bytes, written when the directory is formatted, DESIGN invariant 6) and `journal/`,
+//! one journal for all streams, so that one sync covers every append that waits.
+//!
+//! Invariants
+//! 1. An append is answered `Ok` only after the journal has written and synced its frame.
+//! 2. A stream is kept without a gap, and its appends are answered in order, because the journal answers in order of its calls.
+//! 3. A read returns the batches asked for, all of them, or an error. From memory they are what was appended; from disk
+//!    the journal has checked the frame's CRC and every batch's own.
+//! 4. A chunk is dropped only on metadata's word ([`crate::index`]), and a segment is recycled only when it holds none.
+//! 5. What the disk holds stays below `max_disk_bytes`: beyond it appends are refused and reads go on.
+//! 6. Memory for recent chunks stays below `max_memory_bytes`, those not yet durable not counted: whoever appends
+//!    bounds them.
+//!
+//! Failure: a journal whose write or sync failed takes nothing more and every append hears [`WalError::Failed`]. Nothing
+//! is retried. A chunk whose append failed may be durable or not; its stream is closed here. A full disk refuses a chunk
+//! and those of its stream that are under way behind it; the stream then goes on from the first of their numbers.
+//!
+//! Crash: what was answered is recovered; what was not may be, and is garbage unless a commit names it (a commit is
+//! proposed only after the answer, so none does). Which chunks are still needed comes from the image at start
+//! ([`LocalReplica::reconcile`]); until then nothing is dropped.
+//!
+//! Accepted leaks: a segment with one needed chunk keeps its place on disk until that chunk is released.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use isobar_host::Host;
+use isobar_journal::{Journal, JournalError, Recovered, Written};
+use isobar_metadata::Image;
+use isobar_metadata::effect::EffectBatch;
+use isobar_metadata::ids::{DirectoryId, StreamId};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::index::{ChunkId, Index, Place};
+use crate::tail::Tail;
+use crate::{AppendDone, Chunk, FRAME_KIND, Wal, WalError, WalMetrics};
+
+const INCARNATION_FILE: &str = "incarnation";
+const JOURNAL_DIR: &str = "journal";
+
+/// Settings of a local replica.
+#[derive(Debug, Clone)]
+pub struct ReplicaOptions {
+    /// Whether an empty directory may be made a new WAL directory. Never for a node that is already a member.
+    pub format: bool,
+    /// Bytes of disk that chunks may take; beyond it appends are refused.
+    pub max_disk_bytes: u64,
+    /// Bytes of recent chunks kept in memory for tail reads.
+    pub max_memory_bytes: usize,
+    /// The journal's own.
+    pub journal: isobar_journal::Options,
+}
+
+impl Default for ReplicaOptions {
+    fn default() -> Self {
+        Self {
+            format: true,
+            max_disk_bytes: 4 << 30,
+            max_memory_bytes: 64 << 20,
+            journal: isobar_journal::Options::default(),
+        }
+    }
+}
+
+/// A WAL replica. Cheap to clone.
+#[derive(Clone)]
+pub struct LocalReplica {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    host: Host,
+    directory: DirectoryId,
+    journal: Journal,
+    options: ReplicaOptions,
+    metrics: WalMetrics,
+    state: Mutex<State>,
+    reconciled: AtomicBool,
+}
+
+struct State {
+    index: Index,
+    tail: Tail,
+}
+
+impl LocalReplica {
+    /// Opens the replica in `dir` and finds the chunks that a former life left. Call [`reconcile`](Self::reconcile) next.
+    pub async fn open(
+        host: &Host,
+        dir: &Path,
+        options: ReplicaOptions,
+        metrics: WalMetrics,
+    ) -> Result<Self, WalError> {
+        let directory = open_directory(host, dir, options.format)?;
+        let mut index = Index::new(directory);
+        let mut damaged = None;
+        let mut on_frame = |frame: Recovered| {
+            if let Err(error) = recover(&mut index, &frame) {
+                damaged.get_or_insert(error);
+            }
+        };
+        let (journal, report) =
+            Journal::open(host, &dir.join(JOURNAL_DIR), options.journal.clone(), &mut on_frame)
+                .await
+                .map_err(|error| of_open(&error))?;
+        if let Some(error) = damaged {
+            return Err(error);
+        }
+        let (chunks, bytes) = index.live();
+        tracing::info!(%directory, chunks, bytes, ?report, "WAL replica opened");
+        let tail = Tail::new(options.max_memory_bytes);
+        let shared = Shared {
+            host: host.clone(),
+            directory,
+            journal,
+            options,
+            metrics,
+            state: Mutex::new(State { index, tail }),
+            reconciled: AtomicBool::new(false),
+        };
+        let replica = Self { shared: Arc::new(shared) };
+        replica.shared.publish(&replica.shared.state.lock());
+        Ok(replica)
+    }
+
+    /// The incarnation of the directory, which ensembles name.
+    pub fn directory(&self) -> DirectoryId {
+        self.shared.directory
+    }
+
+    /// Drops what metadata no longer needs of what was recovered. Once, before effects newer than `image` are followed.
+    pub fn reconcile(&self, image: &Image) {
+        let shared = &self.shared;
+        let mut state = shared.state.lock();
+        let dropped = state.index.reconcile(image);
+        shared.reconciled.store(true, Ordering::Relaxed);
+        shared.dropped(&mut state, &dropped);
+        // Segments without any frame of ours were never entered in the index.
+        let unused: Vec<u64> = shared
+            .journal
+            .sealed_segments()
+            .into_iter()
+            .filter(|&segment| !state.index.uses(segment))
+            .collect();
+        drop(state);
+        for segment in unused {
+            shared.recycle(segment);
+        }
+        tracing::info!(dropped = dropped.len(), "WAL replica reconciled with metadata");
+    }
+
+    /// Writes and syncs what is under way, takes nothing more, and answers when nothing touches the disk any more.
+    pub async fn close(&self) {
+        self.shared.journal.close().await;
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &WalMetrics {
+        &self.shared.metrics
+    }
+
+    /// Chunks that metadata may still need, and their bytes on disk.
+    pub fn live(&self) -> (u64, u64) {
+        self.shared.state.lock().index.live()
+    }
+}
+
+impl Shared {
+    fn check(&self, state: &State, id: ChunkId, frame_bytes: u64) -> Result<(), WalError> {
+        state.index.check(id)?;
+        if self.journal.bytes_live() + frame_bytes > self.options.max_disk_bytes {
+            self.metrics.full.inc();
+            return Err(WalError::Full);
+        }
+        Ok(())
+    }
+
+    /// Enters how an append ended, and says what its caller hears.
+    fn appended(
+        &self,
+        id: ChunkId,
+        chunk: Chunk,
+        result: Result<Written, JournalError>,
+    ) -> Result<(), WalError> {
+        let mut state = self.state.lock();
+        let answer = match result {
+            Ok(written) => {
+                let place =
+                    Place { position: written.position, segment: written.segment, bytes: written.len };
+                let taken = state.index.written(id, place);
+                if taken.is_ok() {
+                    self.metrics.chunks.inc();
+                    self.metrics.batch_bytes.inc_by(chunk.batch_bytes());
+                    if self.host.sabotaged("release-before-swap") {
+                        state.index.sabotage_release(id);
+                    }
+                    if state.index.holds(id) {
+                        state.tail.insert(id, chunk);
+                    }
+                }
+                self.recycle_free(&mut state);
+                taken
+            }
+            Err(error) => {
+                let answer = of_append(&error);
+                let may_pass = matches!(answer, WalError::Full | WalError::TooLarge(_));
+                if may_pass {
+                    self.metrics.full.inc();
+                } else {
+                    self.metrics.failures.inc();
+                }
+                tracing::error!(%error, stream = %id.0, chunk = id.1, "append failed");
+                state.index.refused(id, may_pass);
+                Err(answer)
+            }
+        };
+        self.publish(&state);
+        answer
+    }
+
+    fn dropped(&self, state: &mut State, dropped: &[ChunkId]) {
+        for &id in dropped {
+            state.tail.remove(id);
+        }
+        self.metrics.released.inc_by(dropped.len() as u64);
+        self.recycle_free(state);
+        self.publish(state);
+    }
+
+    fn recycle_free(&self, state: &mut State) {
+        if !self.reconciled.load(Ordering::Relaxed) {
+            return;
+        }
+        for segment in state.index.take_free_segments() {
+            self.recycle(segment);
+        }
+    }
+
+    fn recycle(&self, segment: u64) {
+        self.host.crash_point("wal.before_recycle");
+        self.metrics.recycled.inc();
+        self.journal.recycle(segment);
+    }
+
+    fn publish(&self, state: &State) {
+        let (chunks, bytes) = state.index.live();
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.metrics.live_chunks.set(gauge(chunks));
+        self.metrics.live_bytes.set(gauge(bytes));
+        self.metrics.memory_bytes.set(gauge(state.tail.bytes() as u64));
+    }
+
+    async fn chunk(&self, id: ChunkId) -> Result<Chunk, WalError> {
+        let place = {
+            let mut state = self.state.lock();
+            if let Some(chunk) = state.tail.get(id) {
+                self.metrics.read_from("memory");
+                return Ok(chunk);
+            }
+            state.index.place(id).ok_or(WalError::NotFound)?
+        };
+        let read = self.journal.read(place.position).await;
+        let mut state = self.state.lock();
+        if !state.index.holds(id) {
+            // Released while the disk was read: the segment may have been written over, and metadata knows a better place.
+            return Err(WalError::NotFound);
+        }
+        let chunk = Chunk::from_frame(read.map_err(|error| of_read(&error))?)?;
+        if (chunk.stream(), chunk.number()) != id {
+            return Err(WalError::Corrupt(format!("position {} holds another chunk", place.position)));
+        }
+        self.metrics.read_from("disk");
+        state.tail.insert(id, chunk.clone());
+        self.publish(&state);
+        Ok(chunk)
+    }
+}
+
+#[async_trait]
+impl Wal for LocalReplica {
+    fn append(&self, chunk: Chunk, done: AppendDone) {
+        let shared = &self.shared;
+        let id = (chunk.stream(), chunk.number());
+        let frame = chunk.frame().clone();
+        {
+            let mut state = shared.state.lock();
+            if let Err(error) = shared.check(&state, id, u64::from(frame.len())) {
+                drop(state);
+                return done(Err(error));
+            }
+            state.index.begin(id);
+        }
+        let done = if shared.host.sabotaged("ack-before-sync") {
+            done(Ok(()));
+            shared.host.sabotage_lag();
+            Box::new(|_| {})
+        } else {
+            done
+        };
+        let started = Instant::now();
+        // The journal calls back unless it refuses the call itself; either way `done` is called once.
+        let once = Arc::new(Mutex::new(Some((done, chunk))));
+        let settle = {
+            let shared = Arc::clone(shared);
+            let once = Arc::clone(&once);
+            move |result| {
+                let Some((done, chunk)) = once.lock().take() else { return };
+                let answer = shared.appended(id, chunk, result);
+                shared.metrics.append_latency.observe(started.elapsed().as_secs_f64());
+                shared.host.crash_point("wal.after_sync");
+                done(answer);
+            }
+        };
+        if let Err(error) = shared.journal.append(frame, settle) {
+            let Some((done, chunk)) = once.lock().take() else { return };
+            done(shared.appended(id, chunk, Err(error)));
+        }
+    }
+
+    async fn read(
+        &self,
+        stream: StreamId,
+        number: u64,
+        ordinals: Range<u32>,
+    ) -> Result<Vec<Bytes>, WalError> {
+        let result = match self.shared.chunk((stream, number)).await {
+            Ok(chunk) => chunk.batches(ordinals).ok_or(WalError::NotFound),
+            Err(error) => Err(error),
+        };
+        match &result {
+            Ok(_) => {}
+            Err(WalError::NotFound) => self.shared.metrics.read_from("not_found"),
+            Err(error) => {
+                tracing::error!(%error, %stream, number, "WAL read failed");
+                self.shared.metrics.read_from("error");
+            }
+        }
+        result
+    }
+
+    fn follow(&self, batch: &EffectBatch) {
+        let mut state = self.shared.state.lock();
+        let dropped = state.index.follow(batch);
+        self.shared.dropped(&mut state, &dropped);
+    }
+}
+
+fn recover(index: &mut Index, frame: &Recovered) -> Result<(), WalError> {
+    if frame.kind != FRAME_KIND {
+        return Err(WalError::Corrupt(format!("a frame of kind {} at {}", frame.kind, frame.position)));
+    }
+    let id = crate::table::identity(&frame.meta())?;
+    index.recovered(id, Place { position: frame.position, segment: frame.segment, bytes: frame.len });
+    Ok(())
+}
+
+/// Reads the directory's incarnation, or formats an empty directory.
+fn open_directory(host: &Host, dir: &Path, format: bool) -> Result<DirectoryId, WalError> {
+    let disk = host.disk();
+    let file: PathBuf = dir.join(INCARNATION_FILE);
+    let io = |error: std::io::Error| WalError::Io(format!("{}: {error}", file.display()));
+    match disk.read(&file) {
+        Ok(bytes) => {
+            let id: [u8; 16] = bytes.as_slice().try_into().map_err(|_| {
+                WalError::Corrupt(format!("{} has {} bytes, not 16", file.display(), bytes.len()))
+            })?;
+            return Ok(DirectoryId::from(id));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io(error)),
+    }
+    let left = match disk.list(&dir.join(JOURNAL_DIR)) {
+        Ok(names) => names,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(io(error)),
+    };
+    if !left.is_empty() {
+        return Err(WalError::NotFormatted(format!("{} has a journal but no incarnation", dir.display())));
+    }
+    if !format {
+        return Err(WalError::NotFormatted(format!("{} is no WAL directory", dir.display())));
+    }
+    disk.create_dir_all(dir).map_err(io)?;
+    let id = host.random_uuid();
+    disk.write_durable(&file, &id).map_err(io)?;
+    Ok(DirectoryId::from(id))
+}
+
+fn of_append(error: &JournalError) -> WalError {
+    match error {
+        JournalError::DiskFull | JournalError::QueueFull => WalError::Full,
+        JournalError::TooLarge { .. } => WalError::TooLarge(error.to_string()),
+        _ => WalError::Failed(error.to_string()),
+    }
+}
+
+/// The index says that the chunk is there, so that it is not is damage.
+fn of_read(error: &JournalError) -> WalError {
+    match error {
+        JournalError::NotFound { .. } | JournalError::Corrupt { .. } => WalError::Corrupt(error.to_string()),
+        _ => WalError::Io(error.to_string()),
+    }
+}
+
+fn of_open(error: &JournalError) -> WalError {
+    match error {
+        JournalError::Damaged { .. } | JournalError::Corrupt { .. } => WalError::Corrupt(error.to_string()),
+        _ => WalError::Io(error.to_string()),
+    }
+}
