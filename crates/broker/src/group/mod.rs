@@ -1,0 +1,293 @@
+//! The group coordinator's shell: it runs the pure machines of `isobar-groups`, one for each group this broker coordinates.
+//!
+//! **Owns** (all soft): which groups are loaded, who waits for an answer, the timers. Durable, in metadata: who coordinates a
+//! group (claim and coordinator epoch), its members, generation and assignment, its offsets.
+//!
+//! **Layout**: `slots` holds a slot for each group that is loaded or being loaded; a machine is behind its own lock, held
+//! while one event is handled and never across an await. `timers` orders the groups' deadlines; one task serves them all.
+//!
+//! **Invariants**
+//! 1. A group is loaded only under this session's claim, from an image that has everything this session wrote of it: after a
+//!    claim and after each stored state the image is waited for before anyone is answered.
+//! 2. A machine whose stored state is in doubt, or that metadata calls NOT_COORDINATOR, is unloaded. If in doubt, the group is
+//!    claimed anew before it is loaded again, so that a late command of the old epoch is refused.
+//! 3. "There is no such group" is said only behind a read barrier or after a claim; and a request that cannot create a
+//!    group leaves nothing behind.
+//! 4. Heartbeats never touch metadata.
+//! 5. Locks are taken in the order machine, then slots or timers or doubts; none of those waits for another.
+//!
+//! **Failure**: a broker that dies leaves claims that nobody live holds. Its successor (see [`coordinator_of`]) claims groups
+//! lazily, and at its start and whenever brokers come or go those with members ([`upkeep`]), so that members that died
+//! with it are found out.
+//!
+//! **Accepted leaks**: a first JoinGroup or a commit under any name makes a claim, which lives until offsets expire.
+
+mod admin;
+mod coordinated;
+mod membership;
+mod offsets;
+mod record;
+mod upkeep;
+mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use isobar_groups::{Event, Group, GroupConfig, GroupError, Name, RequestId, Response};
+use isobar_metadata::command::ClaimGroups;
+use isobar_metadata::record::SessionRecord;
+use isobar_metadata::{Command, CommandResult, Image};
+use isobar_protocol::request::{Body, RequestHeader};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OnceCell};
+use tokio::time::Instant;
+
+use crate::connection::{Answer, Client};
+use crate::{BARRIER_PATIENCE, Broker, Options};
+use coordinated::Coordinated;
+
+pub(crate) use upkeep::start;
+
+/// A group that is unloaded while a request looks for it is looked for again, this often.
+const LOOKUPS: usize = 3;
+
+type Slot = OnceCell<Arc<Coordinated>>;
+
+/// The groups this broker coordinates.
+pub(crate) struct Groups {
+    config: Arc<GroupConfig>,
+    /// Where the machines' monotonic time starts.
+    epoch: Instant,
+    slots: Mutex<BTreeMap<Name, Arc<Slot>>>,
+    timers: Mutex<BTreeSet<(u64, Name)>>,
+    timer_set: Notify,
+    /// Groups of which a stored state is in doubt.
+    doubts: Mutex<BTreeSet<Name>>,
+}
+
+/// What to do about a group that metadata does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IfAbsent {
+    Create,
+    /// Answer as a coordinator of a group without members.
+    Answer,
+    /// Say so.
+    Refuse,
+}
+
+impl Groups {
+    pub(crate) fn new(options: &Options) -> Self {
+        let delay_ms = u32::try_from(options.group_initial_rebalance_delay_ms).unwrap_or(u32::MAX);
+        Self {
+            config: Arc::new(GroupConfig { initial_rebalance_delay_ms: delay_ms, ..GroupConfig::default() }),
+            epoch: Instant::now(),
+            slots: Mutex::default(),
+            timers: Mutex::default(),
+            timer_set: Notify::new(),
+            doubts: Mutex::default(),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Groups loaded here.
+    fn loaded(&self) -> Vec<Arc<Coordinated>> {
+        self.slots.lock().values().filter_map(|slot| slot.get().cloned()).collect()
+    }
+
+    fn loaded_group(&self, group: &str) -> Option<Arc<Coordinated>> {
+        self.slots.lock().get(group)?.get().cloned()
+    }
+
+    fn drop_slot(&self, group: &str, which: impl Fn(&Arc<Slot>) -> bool) {
+        let mut slots = self.slots.lock();
+        if slots.get(group).is_some_and(which) {
+            slots.remove(group);
+        }
+    }
+
+    /// Unloads a group that others may know more of.
+    fn unload(&self, broker: &Arc<Broker>, group: &str, error: GroupError) {
+        if let Some(coordinated) = self.loaded_group(group) {
+            // Gone already: then someone else has unloaded it.
+            let _ = coordinated.handle(broker, Event::Unload(error));
+        }
+    }
+}
+
+/// Hands an event to the group's machine, loading it if need be, and waits for the answer.
+async fn ask(
+    broker: &Arc<Broker>,
+    group: &str,
+    if_absent: IfAbsent,
+    event: impl FnMut(RequestId) -> Event,
+) -> Result<Response, GroupError> {
+    Ok(ask_with_epoch(broker, group, if_absent, event).await?.0)
+}
+
+/// As [`ask`]; with the coordinator epoch that the answer holds for, which is 0 without a group.
+async fn ask_with_epoch(
+    broker: &Arc<Broker>,
+    group: &str,
+    if_absent: IfAbsent,
+    mut event: impl FnMut(RequestId) -> Event,
+) -> Result<(Response, u64), GroupError> {
+    for _ in 0..LOOKUPS {
+        let Some(coordinated) = find(broker, group, if_absent).await? else {
+            if if_absent == IfAbsent::Refuse {
+                return Err(GroupError::GroupIdNotFound);
+            }
+            return Ok((answer_absent(broker, event(RequestId(0)))?, 0));
+        };
+        // Gone while it was looked for: it is looked for again.
+        let Ok(answer) = coordinated.ask(broker, &mut event) else { continue };
+        let response = answer.await.map_err(|_| GroupError::CoordinatorNotAvailable)?;
+        return Ok((response, coordinated.epoch));
+    }
+    Err(GroupError::CoordinatorLoadInProgress)
+}
+
+/// What the machine of a group without members says, and forgets at once.
+fn answer_absent(broker: &Arc<Broker>, event: Event) -> Result<Response, GroupError> {
+    let mut out = Vec::new();
+    Group::new(Arc::clone(&broker.groups.config)).handle(broker.groups.now(), event, &mut out);
+    let answer = out.into_iter().find_map(|action| match action {
+        isobar_groups::Action::Answer(_, response) => Some(response),
+        _ => None,
+    });
+    answer.ok_or(GroupError::CoordinatorNotAvailable)
+}
+
+/// The group's machine, loaded; `None`: metadata knows of no such group, and it is not to be created.
+async fn find(
+    broker: &Arc<Broker>,
+    group: &str,
+    if_absent: IfAbsent,
+) -> Result<Option<Arc<Coordinated>>, GroupError> {
+    let groups = &broker.groups;
+    if *broker.draining.borrow() {
+        return Err(GroupError::NotCoordinator);
+    }
+    if let Some(coordinated) = groups.loaded_group(group) {
+        return Ok(Some(coordinated));
+    }
+    if if_absent != IfAbsent::Create && !exists(broker, group).await? {
+        return Ok(None);
+    }
+    let slot = Arc::clone(groups.slots.lock().entry(Name::from(group)).or_default());
+    let loaded = slot.get_or_try_init(|| load(broker, group)).await;
+    if loaded.is_err() {
+        groups.drop_slot(group, |other| Arc::ptr_eq(other, &slot) && !other.initialized());
+    }
+    loaded.cloned().map(Some)
+}
+
+/// Does metadata know the group? A no is certain.
+async fn exists(broker: &Broker, group: &str) -> Result<bool, GroupError> {
+    let known = || broker.image.with(|image| image.group(group).is_some());
+    if known() {
+        return Ok(true);
+    }
+    broker.barrier().await.map_err(|_| GroupError::CoordinatorLoadInProgress)?;
+    Ok(known())
+}
+
+async fn load(broker: &Arc<Broker>, group: &str) -> Result<Arc<Coordinated>, GroupError> {
+    let doubt = broker.groups.doubts.lock().contains(group);
+    let held = |image: &Image| image.group(group).filter(|g| g.coordinator == broker.session.id()).cloned();
+    let mut known = broker.image.with(held);
+    if known.is_none() || doubt {
+        let ours = broker.image.with(|image| {
+            coordinator_of(image, group).is_some_and(|session| session.session == broker.session.id())
+        });
+        if !ours {
+            return Err(GroupError::NotCoordinator);
+        }
+        claim(broker, vec![group.to_owned()]).await?;
+        known = broker.image.with(held);
+    }
+    let known = known.ok_or(GroupError::NotCoordinator)?;
+    broker.groups.doubts.lock().remove(group);
+    Ok(Coordinated::load(broker, &known))
+}
+
+/// Takes over these groups; afterwards the image shows it.
+async fn claim(broker: &Broker, groups: Vec<String>) -> Result<(), GroupError> {
+    let result = broker.session.propose(Command::ClaimGroups(ClaimGroups { groups })).await;
+    match result {
+        Ok(CommandResult::Groups(results)) if results.groups.iter().all(|g| g.error_code == 0) => {}
+        Ok(CommandResult::Groups(_)) => return Err(GroupError::InvalidGroupId),
+        Ok(CommandResult::Refused(refused)) => {
+            tracing::warn!(?refused, "this broker may claim no groups any more");
+            return Err(GroupError::NotCoordinator);
+        }
+        Ok(other) => {
+            tracing::error!(answer = ?other, "an unexpected answer to a claim of groups");
+            return Err(GroupError::CoordinatorNotAvailable);
+        }
+        Err(error) => {
+            tracing::warn!(%error, "groups could not be claimed");
+            return Err(GroupError::CoordinatorNotAvailable);
+        }
+    }
+    caught_up(broker).await
+}
+
+/// Waits until the image has what was just applied. Without it a group must not be loaded.
+async fn caught_up(broker: &Broker) -> Result<(), GroupError> {
+    let applied = *broker.quorum.applied().borrow();
+    if broker.image.at_least(applied, BARRIER_PATIENCE).await {
+        Ok(())
+    } else {
+        Err(GroupError::CoordinatorLoadInProgress)
+    }
+}
+
+/// Who coordinates a group: the live holder of its claim, else the first live broker by rendezvous hash.
+fn coordinator_of<'a>(image: &'a Image, group: &str) -> Option<&'a Arc<SessionRecord>> {
+    let holder = image.group(group).and_then(|group| image.session(group.coordinator));
+    if let Some(holder) = holder.filter(|session| !session.is_fenced()) {
+        return Some(holder);
+    }
+    image.brokers().into_iter().max_by_key(|session| (weight(group, session.node_id), session.node_id))
+}
+
+/// FNV-1a of name and node, mixed so that close nodes are far apart. The same on every broker and in every version.
+fn weight(group: &str, node_id: i32) -> u64 {
+    let bytes = group.bytes().chain([0]).chain(node_id.to_be_bytes());
+    let hash = bytes
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    mixed ^ (mixed >> 33)
+}
+
+/// Handles the group APIs.
+pub(crate) async fn handle(
+    broker: &Arc<Broker>,
+    client: &Client,
+    header: &RequestHeader,
+    body: Body,
+) -> Answer {
+    match body {
+        Body::FindCoordinator(body) => {
+            Answer::of(header, &admin::find_coordinator(broker, header.version, body))
+        }
+        Body::JoinGroup(body) => Answer::of(header, &membership::join(broker, client, header, body).await),
+        Body::SyncGroup(body) => Answer::of(header, &membership::sync(broker, body).await),
+        Body::Heartbeat(body) => Answer::of(header, &membership::heartbeat(broker, body).await),
+        Body::LeaveGroup(body) => Answer::of(header, &membership::leave(broker, header.version, body).await),
+        Body::OffsetCommit(body) => Answer::of(header, &offsets::commit(broker, header.version, body).await),
+        Body::OffsetFetch(body) => Answer::of(header, &offsets::fetch(broker, header.version, body).await),
+        Body::DescribeGroups(body) => {
+            Answer::of(header, &admin::describe(broker, header.version, body).await)
+        }
+        Body::ListGroups(body) => Answer::of(header, &admin::list(broker, body).await),
+        Body::DeleteGroups(body) => Answer::of(header, &admin::delete(broker, body).await),
+        other => {
+            tracing::error!(api = header.api.name(), body = ?std::mem::discriminant(&other), "a request without a handler");
+            Answer::Close
+        }
+    }
+}
