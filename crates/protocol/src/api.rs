@@ -78,6 +78,7 @@ api_table! {
     OffsetForLeaderEpoch = 23, 2..=4, advertised 2, flexible 4;
     DescribeConfigs = 32, 1..=4, advertised 1, flexible 4;
     CreatePartitions = 37, 0..=3, advertised 0, flexible 2;
+    DeleteGroups = 42, 0..=2, advertised 0, flexible 2;
     IncrementalAlterConfigs = 44, 0..=1, advertised 0, flexible 1;
     DescribeCluster = 60, 0..=2, advertised 0, flexible 0;
 }

@@ -113,6 +113,7 @@ pub(crate) const fn request(api: ApiKey) -> &'static Layout {
         ApiKey::OffsetForLeaderEpoch => &OFFSET_FOR_LEADER_EPOCH,
         ApiKey::DescribeConfigs => &DESCRIBE_CONFIGS,
         ApiKey::CreatePartitions => &CREATE_PARTITIONS,
+        ApiKey::DeleteGroups => &DELETE_GROUPS,
         ApiKey::IncrementalAlterConfigs => &INCREMENTAL_ALTER_CONFIGS,
         ApiKey::DescribeCluster => &DESCRIBE_CLUSTER,
     }
@@ -285,6 +286,8 @@ static DELETE_TOPICS: Layout = layout!(
     until(5, array::<StrBytes>(&STR)),
     all(I32), // timeout
 );
+
+static DELETE_GROUPS: Layout = layout!(all(array::<GroupId>(&STR)));
 
 static INIT_PRODUCER_ID: Layout = layout!(
     all(NULL_STR), // transactional id

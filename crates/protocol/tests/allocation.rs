@@ -93,6 +93,10 @@ fn samples() -> Vec<Bytes> {
     let member = leave_group_request::MemberIdentity::default().with_member_id(text("member"));
     every_version(&mut out, &LeaveGroupRequest::default().with_members(vec![member; 3]));
     every_version(&mut out, &DescribeGroupsRequest::default().with_groups(vec![GroupId(text("group")); 3]));
+    every_version(
+        &mut out,
+        &DeleteGroupsRequest::default().with_groups_names(vec![GroupId(text("group")); 3]),
+    );
     every_version(&mut out, &ListGroupsRequest::default().with_states_filter(vec![text("Stable"); 3]));
     let replicas =
         create_topics_request::CreatableReplicaAssignment::default().with_broker_ids(vec![BrokerId(1); 3]);

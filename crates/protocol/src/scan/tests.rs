@@ -139,6 +139,7 @@ fn encode_again(body: &Body, version: i16) -> BytesMut {
         Body::OffsetForLeaderEpoch(body) => one(body, version),
         Body::DescribeConfigs(body) => one(body, version),
         Body::CreatePartitions(body) => one(body, version),
+        Body::DeleteGroups(body) => one(body, version),
         Body::IncrementalAlterConfigs(body) => one(body, version),
         Body::DescribeCluster(body) => one(body, version),
     }
@@ -227,6 +228,7 @@ fn default_requests_of_clients_decode() {
     check::<OffsetForLeaderEpochRequest>();
     check::<DescribeConfigsRequest>();
     check::<CreatePartitionsRequest>();
+    check::<DeleteGroupsRequest>();
     check::<IncrementalAlterConfigsRequest>();
     check::<DescribeClusterRequest>();
     check::<ProduceRequest>();
