@@ -66,7 +66,7 @@ pub struct Envelope {
     /// Never `None` in an entry that [`Entry::from_bytes`] let through.
     #[prost(
         oneof = "Command",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36"
     )]
     pub command: Option<Command>,
 }
@@ -146,6 +146,9 @@ pub enum Command {
     /// Unnumbered.
     #[prost(message, tag = "35")]
     SetWriteQuorum(SetWriteQuorum),
+    /// Unnumbered.
+    #[prost(message, tag = "36")]
+    RaiseIncarnation(RaiseIncarnation),
 }
 
 // ---- sessions, directories, cluster ----
@@ -224,6 +227,14 @@ pub struct SetFeatureLevel {
 pub struct SetWriteQuorum {
     #[prost(uint32, tag = "1")]
     pub write_quorum: u32,
+}
+
+/// A `recover`: from here on ids and leader epochs are of this incarnation, all sessions are fenced and all streams closed.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct RaiseIncarnation {
+    /// Above the one so far, at most [`crate::ids::MAX_INCARNATION`].
+    #[prost(uint32, tag = "1")]
+    pub incarnation: u32,
 }
 
 // ---- streams and chunks ----

@@ -289,4 +289,7 @@ pub struct ClusterChanged {
     /// Expiry does nothing until this time, because the clock jumped; 0: not held.
     #[prost(int64, tag = "3")]
     pub expiry_held_until_ms: i64,
+    /// The cluster incarnation. Where it rises, every partition begins a leader epoch at its high watermark.
+    #[prost(uint32, tag = "4")]
+    pub incarnation: u32,
 }

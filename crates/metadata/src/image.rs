@@ -121,6 +121,7 @@ impl Image {
                 feature_level: format.feature_level,
                 write_quorum: format.write_quorum,
                 expiry_held_until_ms: 0,
+                incarnation: format.incarnation,
             },
             topics: OrdMap::new(),
             names: OrdMap::new(),
@@ -143,6 +144,11 @@ impl Image {
     pub fn time_ms(&self) -> i64 {
         self.time_ms
     }
+    /// The cluster incarnation, which `recover` raises.
+    pub fn incarnation(&self) -> u32 {
+        self.cluster.incarnation
+    }
+    /// As formatted; [`Image::incarnation`], [`Image::feature_level`] and [`Image::write_quorum`] may have risen since.
     pub fn format(&self) -> &Arc<ClusterFormat> {
         &self.format
     }
@@ -233,11 +239,11 @@ impl Image {
     }
     /// Kafka's leader epoch of a partition: incarnation and the shard's map version.
     pub fn leader_epoch(&self, key: PartitionKey) -> i32 {
-        leader_epoch(self.format.incarnation, self.shard(key).leaders.version)
+        leader_epoch(self.cluster.incarnation, self.shard(key).leaders.version)
     }
     /// What new batches are stamped with: the lowest leader epoch of this incarnation.
     pub fn base_leader_epoch(&self) -> i32 {
-        base_leader_epoch(self.format.incarnation)
+        base_leader_epoch(self.cluster.incarnation)
     }
 
     // ---- sessions and directories ----

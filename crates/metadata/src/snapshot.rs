@@ -12,9 +12,6 @@ mod parts;
 mod read;
 mod write;
 
-#[cfg(test)]
-mod tests;
-
 use crate::state::StateMachine;
 
 /// First bytes of a snapshot.

@@ -26,11 +26,6 @@ mod producers;
 mod sessions;
 mod topics;
 
-#[cfg(test)]
-mod testing;
-#[cfg(test)]
-mod tests;
-
 pub use configs::check_topic_configs;
 pub(crate) use lanes::{Lane, result_len};
 pub(crate) use objects::is_open;
@@ -79,13 +74,19 @@ pub struct StateMachine {
 }
 
 /// The next of each kind of id, without the incarnation.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counters {
     pub(crate) session: u64,
     pub(crate) stream: u64,
     pub(crate) object: u64,
     pub(crate) producer: u64,
     pub(crate) coordinator_epoch: u64,
+}
+
+impl Counters {
+    /// What each incarnation begins with.
+    pub(crate) const FIRST: Self =
+        Self { session: 1, stream: 1, object: 1, producer: 1, coordinator_epoch: 1 };
 }
 
 /// Scratch of one entry; empty between entries.
@@ -113,7 +114,7 @@ impl StateMachine {
         Self {
             image: Image::new(format),
             hash: 0,
-            counters: Counters { session: 1, stream: 1, object: 1, producer: 1, coordinator_epoch: 1 },
+            counters: Counters::FIRST,
             lanes: OrdMap::new(),
             node_epochs: OrdMap::new(),
             chunk_refs: OrdMap::new(),
@@ -194,6 +195,7 @@ impl StateMachine {
     fn finish(&mut self, index: u64) -> EffectBatch {
         let previous = self.image.index;
         self.image.index = index;
+        self.work.index = 0;
         EffectBatch {
             version: EFFECT_VERSION,
             index,
@@ -241,6 +243,7 @@ impl StateMachine {
             Command::RegisterDirectory(c) => self.register_directory(c),
             Command::SetFeatureLevel(c) => self.set_feature_level(c.level),
             Command::SetWriteQuorum(c) => self.set_write_quorum(c.write_quorum),
+            Command::RaiseIncarnation(c) => self.raise_incarnation(c.incarnation),
             other => match self.expiry(other) {
                 Some(result) => result,
                 None => return refuse(RefusalKind::Malformed, 0),

@@ -4,8 +4,8 @@ use super::{Group, Image, PartitionView, Stream, Topic};
 use crate::config_table::TopicSettings;
 use crate::effect::{EffectBatch, EffectKind, GroupChanged, OffsetsChanged, Stored, Unlisted};
 use crate::error::MetadataError;
-use crate::ids::{ObjectId, PartitionKey, SessionId, StreamId, TopicId, shard_of};
-use crate::record::{Extent, Location, TopicRecord};
+use crate::ids::{ObjectId, PartitionKey, SessionId, StreamId, TopicId, base_leader_epoch, shard_of};
+use crate::record::{EpochStart, Extent, Location, TopicRecord};
 use imbl::OrdSet;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,6 +92,11 @@ impl Image {
         }
         let mut changes = Changes::default();
         for kind in batch.effects.iter().filter_map(|effect| effect.kind.as_ref()) {
+            if matches!(kind, EffectKind::Cluster(e) if e.incarnation > self.cluster.incarnation) {
+                changes
+                    .partitions
+                    .extend(self.shards.iter().flat_map(|shard| shard.partitions.keys().copied()));
+            }
             let before = self.partitions_of(kind);
             self.effect(kind, None);
             changes.note(kind);
@@ -187,7 +192,24 @@ impl Image {
                 self.groups.remove(e.group.as_str());
             }
             EffectKind::Offsets(e) => self.put_offsets(e),
-            EffectKind::Cluster(e) => self.cluster = *e,
+            EffectKind::Cluster(e) => {
+                if e.incarnation > self.cluster.incarnation {
+                    self.begin_epochs(base_leader_epoch(e.incarnation));
+                }
+                self.cluster = *e;
+            }
+        }
+    }
+
+    /// Every partition's next offset begins this leader epoch.
+    fn begin_epochs(&mut self, leader_epoch: i32) {
+        let keys: Vec<PartitionKey> =
+            self.shards.iter().flat_map(|shard| shard.partitions.keys().copied()).collect();
+        for key in keys {
+            let Some((view, _)) = self.view_mut(key) else { continue };
+            let start_offset = view.high_watermark;
+            let kept = view.epochs.iter().filter(|epoch| epoch.start_offset < start_offset).copied();
+            view.epochs = kept.chain([EpochStart { leader_epoch, start_offset }]).collect();
         }
     }
 

@@ -52,7 +52,7 @@ impl StateMachine {
                 });
             }
         }
-        let stream = StreamId::new(self.image.format.incarnation, self.counters.stream);
+        let stream = StreamId::new(self.image.incarnation(), self.counters.stream);
         self.counters.stream += 1;
         self.emit(EffectKind::Stream(StreamRecord {
             stream,

@@ -26,7 +26,7 @@ impl StateMachine {
                 ..ObjectsGranted::default()
             });
         }
-        let incarnation = self.image.format.incarnation;
+        let incarnation = self.image.incarnation();
         let first = ObjectId::new(incarnation, self.counters.object);
         let deadline_ms = self.image.time_ms.saturating_add(c.lifetime_ms);
         for _ in 0..c.count {

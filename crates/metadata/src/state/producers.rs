@@ -147,7 +147,7 @@ impl StateMachine {
     }
 
     fn next_producer_id(&self) -> i64 {
-        compose_id(self.image.format.incarnation, self.counters.producer) as i64
+        compose_id(self.image.incarnation(), self.counters.producer) as i64
     }
 
     /// Whether the id was surely granted longer ago than `producer.id.expiration.ms`. Never while expiry is held: nothing
@@ -156,12 +156,12 @@ impl StateMachine {
         if self.expiry_held() {
             return false;
         }
-        // The first checkpoint above the id was made at or after its grant; after the last checkpoint ids were granted
-        // within a step of it.
-        let latest = match self.grants.range(producer_id + 1..).next() {
-            Some((_, time_ms)) => *time_ms,
-            None => match self.grants.get_max() {
-                Some((_, time_ms)) => time_ms.saturating_add(GRANT_STEP_MS),
+        // Ids from a checkpoint on were granted within a step of it, or there would be another; those below the first (older
+        // ones are dropped), before it.
+        let latest = match self.grants.get_prev(&producer_id) {
+            Some((_, time_ms)) => time_ms.saturating_add(GRANT_STEP_MS),
+            None => match self.grants.get_min() {
+                Some((_, time_ms)) => *time_ms,
                 None => return true,
             },
         };

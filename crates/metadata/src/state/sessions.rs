@@ -1,10 +1,10 @@
 //! Sessions, WAL directories, and what is set for the whole cluster.
 
-use super::{StateMachine, done, failed};
+use super::{Counters, StateMachine, done, failed};
 use crate::codes;
 use crate::command::{RegisterDirectory, RegisterSession, UpdateSession};
 use crate::effect::{ClusterChanged, EffectKind, SessionForgotten};
-use crate::ids::{DirectoryId, SessionId, StreamId};
+use crate::ids::{DirectoryId, MAX_INCARNATION, SessionId, StreamId};
 use crate::record::{DirectoryRecord, SessionRecord, SessionState};
 use crate::result::{CommandResult, SessionGranted};
 
@@ -33,7 +33,7 @@ impl StateMachine {
             self.fence(session);
             self.forget_session(session);
         }
-        let session = SessionId::new(self.image.format.incarnation, self.counters.session);
+        let session = SessionId::new(self.image.incarnation(), self.counters.session);
         self.counters.session += 1;
         let epoch = self.node_epochs.get(&c.node_id).map_or(1, |epoch| epoch + 1);
         self.node_epochs.insert(c.node_id, epoch);
@@ -147,6 +147,28 @@ impl StateMachine {
                 done()
             }
         }
+    }
+
+    pub(super) fn raise_incarnation(&mut self, incarnation: u32) -> CommandResult {
+        if incarnation == self.image.incarnation() {
+            return done();
+        }
+        if incarnation < self.image.incarnation() || incarnation > MAX_INCARNATION {
+            return CommandResult::Done(failed(
+                codes::INVALID_REQUEST,
+                "an incarnation only rises, to 255 at most",
+            ));
+        }
+        let sessions: Vec<SessionId> = self.image.sessions.keys().copied().collect();
+        for session in sessions {
+            self.fence(session);
+        }
+        self.choose_leaders();
+        // Coordinator epochs have no incarnation in them, so they go on.
+        let coordinator_epoch = self.counters.coordinator_epoch;
+        self.counters = Counters { coordinator_epoch, ..Counters::FIRST };
+        self.emit(EffectKind::Cluster(ClusterChanged { incarnation, ..self.image.cluster }));
+        done()
     }
 
     pub(super) fn set_feature_level(&mut self, level: u32) -> CommandResult {

@@ -1,0 +1,135 @@
+use crate::rig::*;
+use isobar_metadata::command::*;
+use isobar_metadata::record::*;
+use isobar_metadata::result::*;
+use isobar_metadata::*;
+
+#[test]
+fn a_registration_that_comes_twice_is_one_session() {
+    let mut rig = Rig::new();
+    let life = rig.uuid().into();
+    let command =
+        Command::RegisterSession(RegisterSession { node_id: 1, life, ..RegisterSession::default() });
+    let first = rig.leader(command.clone());
+    assert_eq!(rig.leader(command), first);
+    assert!(rig.last_effects.is_empty());
+    let CommandResult::Session(first) = first else { panic!() };
+    let second = rig.register(1, "");
+    assert_ne!(second, first.session);
+    let image = rig.machine.view();
+    assert_eq!(image.session(first.session), None, "its successor has registered");
+    assert!(image.session(second).unwrap().epoch > first.epoch);
+    assert_eq!(image.brokers().len(), 1);
+}
+
+#[test]
+fn a_fenced_session_commits_nothing_and_its_streams_close() {
+    let mut rig = Rig::new();
+    let broker = rig.broker(1);
+    let topic = rig.topic(broker.0, "t", 1);
+    rig.commit(broker, (topic, 0), vec![plain(0, 1)]);
+    rig.leader(Command::FenceSession(FenceSession { session: broker.0 }));
+    let image = rig.machine.view();
+    assert!(image.session(broker.0).unwrap().is_fenced());
+    assert!(image.stream(broker.1).unwrap().closed);
+    assert!(!image.stream(broker.1).unwrap().is_garbage(1), "its chunks stay readable");
+    assert!(image.stream(broker.1).unwrap().is_garbage(2));
+    assert_eq!(image.leader(PartitionKey::new(topic, 0), ""), None);
+    let partitions =
+        vec![CommitPartition { topic_id: topic, batches: vec![plain(0, 1)], ..CommitPartition::default() }];
+    let command = rig.chunk(broker.1, partitions);
+    assert_eq!(rig.send(broker.0, WAL_LANE, command).refusal(), Some(RefusalKind::Fenced));
+    // Another broker uploads what is left, and the stream is forgotten.
+    let other = rig.register(2, "");
+    let object = rig.objects(other, 1);
+    assert_eq!(rig.upload(other, object, StoreId(1), vec![run_of(topic, 0, 0, 0)]).applied, [0]);
+    assert!(rig.machine.view().stream(broker.1).is_none());
+}
+
+#[test]
+fn a_fenced_session_is_forgotten_after_an_hour() {
+    let mut rig = Rig::new();
+    let session = rig.register(1, "");
+    rig.control(session, Command::GrantProducerId(GrantProducerId { count: 1 }));
+    rig.leader(Command::FenceSession(FenceSession { session }));
+    for _ in 0..6 {
+        rig.time_ms += TIME_JUMP_MS;
+        rig.register(2, "");
+        assert!(rig.machine.view().session(session).is_some());
+    }
+    rig.time_ms += 1;
+    rig.register(2, "");
+    assert!(rig.machine.view().session(session).is_none());
+}
+
+#[test]
+fn leaders_follow_the_live_brokers_of_a_zone() {
+    let mut rig = Rig::new();
+    let a = rig.register(1, "east");
+    let first = rig.machine.view().shard_leaders(0).unwrap().version;
+    let b = rig.register(2, "west");
+    let topic = rig.topic(a, "t", 64);
+    let image = rig.machine.image();
+    for partition in 0..64 {
+        let key = PartitionKey::new(topic, partition);
+        assert_eq!(image.leader(key, "east").unwrap().node_id, 1);
+        assert_eq!(image.leader(key, "west").unwrap().node_id, 2);
+        let other = image.leader(key, "mars").unwrap().node_id;
+        assert_eq!(image.leader(key, "").unwrap().node_id, other);
+        assert_eq!(image.replicas(key, "west"), [2, 1]);
+        assert!(image.leader_epoch(key) > ids::leader_epoch(0, first));
+        assert_eq!(ids::incarnation_of_leader_epoch(image.leader_epoch(key)), Some(0));
+    }
+    let state =
+        |session, state: SessionState| Command::UpdateSession(UpdateSession { session, state: state as i32 });
+    rig.leader(state(b, SessionState::Suspect));
+    let key = PartitionKey::new(topic, 0);
+    assert_eq!(rig.machine.view().leader(key, "west").unwrap().node_id, 1);
+    let before = rig.machine.view().leader_epoch(key);
+    rig.leader(state(b, SessionState::Suspect));
+    assert_eq!(rig.machine.view().leader_epoch(key), before, "nothing changed");
+    rig.leader(state(b, SessionState::Live));
+    assert_eq!(rig.machine.view().leader(key, "west").unwrap().node_id, 2);
+    assert!(
+        matches!(rig.leader(state(b, SessionState::Fenced)), CommandResult::Done(o) if o.error_code != 0)
+    );
+    rig.leader(state(a, SessionState::Draining));
+    assert_eq!(rig.machine.view().leader(key, "east").unwrap().node_id, 2);
+    // It may still commit.
+    assert_eq!(rig.control(a, Command::GrantProducerId(GrantProducerId { count: 1 })).refusal(), None);
+}
+
+#[test]
+fn an_incarnation_change_starts_ids_and_epochs_anew() {
+    let mut rig = Rig::new();
+    let broker = rig.broker(1);
+    let topic = rig.topic(broker.0, "t", 2);
+    rig.commit(broker, (topic, 0), vec![plain(0, 5)]);
+    let before = rig.machine.view().leader_epoch(PartitionKey::new(topic, 0));
+    rig.leader(Command::RaiseIncarnation(RaiseIncarnation { incarnation: 2 }));
+    assert!(matches!(
+        rig.leader(Command::RaiseIncarnation(RaiseIncarnation { incarnation: 1 })),
+        CommandResult::Done(outcome) if outcome.error_code == codes::INVALID_REQUEST
+    ));
+    rig.restart();
+    assert!(rig.machine.view().session(broker.0).unwrap().is_fenced());
+    let again = rig.broker(1);
+    assert_eq!((again.0.incarnation(), again.1.incarnation()), (2, 2));
+    rig.commit(again, (topic, 0), vec![plain(0, 5)]);
+    let view = rig.view(topic, 0);
+    assert_eq!((view.epoch_at(4), view.epoch_at(5)), (0, ids::base_leader_epoch(2)));
+    assert_eq!(view.end_of_epoch(before), Some((0, 5)));
+    assert_eq!(view.end_of_epoch(ids::base_leader_epoch(2)), Some((ids::base_leader_epoch(2), 10)));
+    assert_eq!(rig.view(topic, 1).epochs.len(), 1, "an empty partition has no old epoch");
+    assert!(rig.machine.view().leader_epoch(PartitionKey::new(topic, 0)) > before);
+}
+
+#[test]
+fn directories_belong_to_one_node() {
+    let mut rig = Rig::new();
+    let directory = rig.directory(1);
+    let command = RegisterDirectory { directory, node_id: 2, ..RegisterDirectory::default() };
+    let result = rig.leader(Command::RegisterDirectory(command));
+    assert!(matches!(result, CommandResult::Done(outcome) if outcome.error_code == codes::INVALID_REQUEST));
+    assert_eq!(rig.machine.view().directory(directory).unwrap().node_id, 1);
+}
