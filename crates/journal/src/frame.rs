@@ -394,4 +394,4 @@ impl fmt::Debug for Frame {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

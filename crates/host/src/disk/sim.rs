@@ -139,6 +139,11 @@ impl SimDisk {
         self.state.lock().fuse.power_off_after(count);
     }
 
+    /// Undoes [`SimDisk::power_off_after`] without a crash.
+    pub fn power_on(&self) {
+        self.state.lock().fuse.power_on();
+    }
+
     /// Flips one bit of what is stored, in both versions; `false` if there is no such file or byte.
     pub fn flip_bit(&self, path: &Path, offset: u64, bit: u8) -> bool {
         let state = &mut *self.state.lock();

@@ -78,6 +78,10 @@ impl Fuse {
         self.power = None;
     }
 
+    pub(super) fn power_on(&mut self) {
+        self.power = None;
+    }
+
     pub(super) fn fail_next(&mut self, operation: Operation, path_part: &str, skip: u64) {
         self.one_shots.push(OneShot { operation, path_part: path_part.to_owned(), skip });
     }
