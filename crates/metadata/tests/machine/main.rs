@@ -1,5 +1,7 @@
 //! The state machine from outside: what each command answers, and what must hold after any log of commands.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests")]
+
 mod commits;
 mod configs;
 mod groups;

@@ -134,10 +134,13 @@ fn an_old_id_may_start_anywhere_once_it_may_be_forgotten() {
     assert_eq!(send(&mut rig, young, 1, 77), 0);
 }
 
+/// First and last sequence, and offset.
+type Accepted = (i32, i32, i64);
+
 /// What a producer's batches come to, said as simply as it can be: the list of all accepted ones.
 #[derive(Default)]
 struct Model {
-    accepted: BTreeMap<i64, (i32, Vec<(i32, i32, i64)>)>,
+    accepted: BTreeMap<i64, (i32, Vec<Accepted>)>,
     next_offset: i64,
 }
 
