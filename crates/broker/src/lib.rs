@@ -1,1 +1,375 @@
-//! Stub.
+//! The Kafka side of a node: listeners, request handlers, the accumulator, fetch, and the shell around groups.
+//!
+//! Owns: client connections, the broker's session in metadata with its lanes, the live image, fetch sessions, groups'
+//! timing. All of it is soft: a broker that dies loses nothing that was acknowledged.
+//!
+//! Promises: Kafka's answers, errors and order (`docs/architecture.md` follows a Produce and a Fetch through here); a
+//! success is told only after the commit is applied; an end, an absence or a commitment only behind a read barrier.
+//!
+//! May not know: files, and what Raft is inside.
+
+mod accumulator;
+mod budget;
+mod cluster;
+mod configs;
+mod connection;
+mod dispatch;
+mod fetch;
+mod group;
+mod list_offsets;
+mod live;
+mod metrics;
+mod options;
+mod produce;
+mod producer_ids;
+mod rewrite;
+mod session;
+mod topics;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isobar_host::{BufferPool, Host, Listener, Task};
+use isobar_metadata::command::{RegisterDirectory, RegisterSession};
+use isobar_metadata::{DirectoryId, Durability, EffectBatch, EffectKind, PlacementId, StoreId, lane_of};
+use isobar_protocol::error::ErrorCode;
+use isobar_raft::{EffectStream, ProposeError, Quorum};
+use isobar_store::ObjectReader;
+use isobar_wal::Wal;
+use tokio::sync::watch;
+
+pub use live::LiveImage;
+pub use metrics::Metrics;
+pub use options::Options;
+pub use session::Session;
+
+/// How long a request waits for the image to reach a barrier before its client is told to try again.
+const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
+/// Buffer memory that chunks leave behind for the next ones.
+const POOL_KEPT_BYTES: usize = 32 << 20;
+/// How long a stopping broker waits for its connections to be answered.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a broker could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// Choose another address with `--listen`.
+    #[error("cannot listen on {addr}: {source}")]
+    Listen {
+        /// The address asked for.
+        addr: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// An address in the options is not `host:port`: correct it.
+    #[error("{0:?} is not HOST:PORT")]
+    Address(String),
+    /// The metadata quorum did not answer: start again.
+    #[error("the metadata quorum did not answer: {0}")]
+    Quorum(#[from] ProposeError),
+    /// The metadata quorum refused what a starting broker needs.
+    #[error("the metadata quorum refused {what}: {answer}")]
+    Refused {
+        /// What was asked.
+        what: &'static str,
+        /// Its answer.
+        answer: String,
+    },
+}
+
+/// What a broker stands on.
+pub struct Parts {
+    /// The metadata quorum.
+    pub quorum: Quorum,
+    /// Effects after `image`.
+    pub effects: EffectStream,
+    /// The image to start from, shared with the uploader.
+    pub image: Arc<LiveImage>,
+    /// Where chunks go.
+    pub wal: Arc<dyn Wal>,
+    /// The local WAL directory.
+    pub directory: DirectoryId,
+    /// Reads objects of the home store.
+    pub objects: ObjectReader,
+    /// The store that this broker's objects go to.
+    pub home_store: StoreId,
+    /// The broker's metrics, registered by the caller.
+    pub metrics: Arc<Metrics>,
+    /// Told how many batch bytes each effect batch appended, once the image shows them.
+    pub on_appended: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+/// What handlers share.
+pub(crate) struct Broker {
+    pub(crate) host: Host,
+    pub(crate) options: Options,
+    pub(crate) quorum: Quorum,
+    pub(crate) session: Session,
+    pub(crate) image: Arc<LiveImage>,
+    pub(crate) wal: Arc<dyn Wal>,
+    pub(crate) objects: ObjectReader,
+    pub(crate) home_store: StoreId,
+    pub(crate) lane: Arc<accumulator::Lane>,
+    pub(crate) budget: budget::Budget,
+    pub(crate) fetch_sessions: fetch::session::Sessions,
+    pub(crate) groups: group::Groups,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+impl Broker {
+    /// A read barrier: after it, the image has all that anyone was told before it began.
+    pub(crate) async fn barrier(&self) -> Result<(), ErrorCode> {
+        let index = self.quorum.barrier().await.map_err(|error| {
+            tracing::warn!(%error, "a read barrier failed");
+            ErrorCode::LeaderNotAvailable
+        })?;
+        if self.image.at_least(index, BARRIER_PATIENCE).await {
+            Ok(())
+        } else {
+            Err(ErrorCode::LeaderNotAvailable)
+        }
+    }
+
+    /// Waits until the image has what a command that was just answered did.
+    pub(crate) async fn settled(&self) {
+        let applied = *self.quorum.applied().borrow();
+        self.image.at_least(applied, BARRIER_PATIENCE).await;
+    }
+}
+
+/// A running broker.
+pub struct RunningBroker {
+    broker: Arc<Broker>,
+    local_addr: SocketAddr,
+    drain: watch::Sender<bool>,
+    accepting: Task,
+    following: Task,
+}
+
+/// Splits `host:port`; the host of an IPv6 address may stand in brackets.
+pub fn split_host_port(addr: &str) -> Result<(String, u16), BrokerError> {
+    let wrong = || BrokerError::Address(addr.to_owned());
+    let (host, port) = addr.rsplit_once(':').ok_or_else(wrong)?;
+    let port = port.parse().map_err(|_| wrong())?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() { Err(wrong()) } else { Ok((host.to_owned(), port)) }
+}
+
+impl RunningBroker {
+    /// Listens, registers, and serves until [`RunningBroker::stop`].
+    pub async fn start(host: &Host, options: Options, parts: Parts) -> Result<Self, BrokerError> {
+        let listen_failed = |source| BrokerError::Listen { addr: options.listen.clone(), source };
+        let listener = host.listen(&options.listen).await.map_err(listen_failed)?;
+        let local_addr = listener.local_addr().map_err(listen_failed)?;
+        let following =
+            follow(host, &parts.image, Arc::clone(&parts.wal), parts.effects, parts.on_appended.clone());
+        let registration = registration(host, &options, local_addr, parts.home_store, parts.directory)?;
+        let directory = RegisterDirectory {
+            directory: parts.directory,
+            node_id: options.node_id,
+            zone: registration.zone.clone(),
+            cloud: String::new(),
+        };
+        let session = Session::register(&parts.quorum, directory, registration).await?;
+        let lane_id = lane_of(Durability::Wal, PlacementId::DEFAULT);
+        let stream = session.open_stream(lane_id, parts.directory).await?;
+        let target = accumulator::LaneTarget {
+            session: session.id(),
+            lane: lane_id,
+            stream,
+            wal: Arc::clone(&parts.wal),
+            quorum: parts.quorum.clone(),
+        };
+        let limits = accumulator::Limits {
+            max_bytes: options.lane_max_bytes,
+            max_in_flight: options.lane_max_in_flight,
+            chunk_target_bytes: options.chunk_target_bytes,
+        };
+        let pool = BufferPool::new(POOL_KEPT_BYTES);
+        let lane = accumulator::Lane::new(host.clone(), target, pool, Arc::clone(&parts.metrics), limits);
+        let (drain, draining) = watch::channel(false);
+        let broker = Arc::new(Broker {
+            host: host.clone(),
+            quorum: parts.quorum,
+            session,
+            image: parts.image,
+            wal: parts.wal,
+            objects: parts.objects,
+            home_store: parts.home_store,
+            lane,
+            budget: budget::Budget::new(options.queued_max_request_bytes),
+            fetch_sessions: fetch::session::Sessions::new(options.fetch_session_slots),
+            groups: group::Groups::new(&options),
+            metrics: parts.metrics,
+            draining,
+            options,
+        });
+        // The image must show this broker to its first client.
+        broker.settled().await;
+        group::start(&broker);
+        let accepting = accept(Arc::clone(&broker), listener);
+        Ok(Self { broker, local_addr, drain, accepting, following })
+    }
+
+    /// Where clients connect.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// `Err(reason)` when it can no longer write.
+    pub fn health(&self) -> Result<(), String> {
+        if self.broker.lane.is_stopped() {
+            return Err("the write path has stopped; see the log, then restart".to_owned());
+        }
+        if self.following.is_finished() {
+            return Err("the metadata image no longer moves; see the log, then restart".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Refreshes the gauges that are read rather than counted.
+    pub fn refresh_metrics(&self) {
+        let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let metrics = &self.broker.metrics;
+        metrics.lane_bytes.set(signed(self.broker.lane.queued_bytes()));
+        metrics.request_bytes_held.set(signed(self.broker.budget.held_bytes()));
+        metrics.fetch_sessions.set(signed(self.broker.fetch_sessions.len()));
+    }
+
+    /// A handle that proposes by this broker's session.
+    pub fn proposer(&self) -> SessionProposer {
+        SessionProposer { broker: Arc::clone(&self.broker) }
+    }
+
+    /// Stops taking requests, answers those that were read, and returns when the connections are closed or patience
+    /// has ended.
+    pub async fn drain(&self) {
+        self.accepting.abort();
+        self.drain.send_replace(true);
+        let all_closed = async {
+            while self.broker.metrics.connections.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN_PATIENCE, all_closed).await.is_err() {
+            tracing::warn!(
+                left = self.broker.metrics.connections.get(),
+                "connections were cut while draining"
+            );
+        }
+    }
+
+    /// Stops following metadata. To be called after [`RunningBroker::drain`].
+    pub fn stop(&self) {
+        self.following.abort();
+    }
+}
+
+/// Proposes commands by a broker's session; for the uploader and its kind.
+#[derive(Clone)]
+pub struct SessionProposer {
+    broker: Arc<Broker>,
+}
+
+impl SessionProposer {
+    /// As [`Session::propose`].
+    pub async fn propose(
+        &self,
+        command: isobar_metadata::Command,
+    ) -> Result<isobar_metadata::CommandResult, ProposeError> {
+        self.broker.session.propose(command).await
+    }
+}
+
+fn registration(
+    host: &Host,
+    options: &Options,
+    local_addr: SocketAddr,
+    home_store: StoreId,
+    directory: DirectoryId,
+) -> Result<RegisterSession, BrokerError> {
+    let (advertised_host, port) = match &options.advertise {
+        Some(addr) => split_host_port(addr)?,
+        // The host as it was written, so that a name stays a name; the port that was really given.
+        None => (split_host_port(&options.listen)?.0, local_addr.port()),
+    };
+    Ok(RegisterSession {
+        node_id: options.node_id,
+        life: DirectoryId(isobar_protocol::Uuid::from_bytes(host.random_uuid())),
+        host: advertised_host,
+        port: i32::from(port),
+        cloud: String::new(),
+        region: String::new(),
+        zone: options.rack.clone().unwrap_or_default(),
+        home_store,
+        directory: Some(directory),
+        feature_level: isobar_metadata::command::FEATURE_LEVEL,
+    })
+}
+
+/// Moves the image along the quorum's effects. In one process it cannot fall out of the effects' ring for long: the
+/// ring outlasts any pause but that of a stuck runtime, and then the node is not healthy.
+fn follow(
+    host: &Host,
+    image: &Arc<LiveImage>,
+    wal: Arc<dyn Wal>,
+    mut effects: EffectStream,
+    on_appended: Arc<dyn Fn(u64) + Send + Sync>,
+) -> Task {
+    let image = Arc::clone(image);
+    host.spawn("broker.follow", async move {
+        loop {
+            match effects.next().await {
+                Ok(Some(batch)) => {
+                    if let Err(error) = image.apply(&batch) {
+                        tracing::error!(%error, index = batch.index, "effects do not fit the image");
+                        return;
+                    }
+                    wal.follow(&batch);
+                    on_appended(appended_bytes(&batch));
+                }
+                Ok(None) => return,
+                Err(lagged) => {
+                    tracing::error!(?lagged, "the image has fallen out of the effects' ring");
+                    return;
+                }
+            }
+        }
+    })
+}
+
+fn appended_bytes(batch: &EffectBatch) -> u64 {
+    let appended = batch.effects.iter().filter_map(|effect| match &effect.kind {
+        Some(EffectKind::Appended(appended)) => Some(appended.extent.size_bytes),
+        _ => None,
+    });
+    appended.sum()
+}
+
+fn accept(broker: Arc<Broker>, listener: Listener) -> Task {
+    let spawner = broker.host.clone();
+    spawner.clone().spawn("broker.accept", async move {
+        loop {
+            match listener.accept().await {
+                Ok((conn, peer)) => {
+                    let most = i64::try_from(broker.options.max_connections).unwrap_or(i64::MAX);
+                    if broker.metrics.connections.get() >= most {
+                        broker.metrics.connections_refused.inc();
+                        tracing::warn!(%peer, "connection refused: max.connections are open");
+                        continue;
+                    }
+                    broker.metrics.connections.inc();
+                    let client = connection::Client { peer };
+                    spawner.spawn("broker.connection", connection::serve(Arc::clone(&broker), conn, client));
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: give others time to close.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    })
+}

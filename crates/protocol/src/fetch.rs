@@ -3,7 +3,7 @@
 //! The encoder writes heads and stamps into one arena and leaves record bytes as slices between them
 //! ([`Segments`]). Fetch requests carry no records and are kafka-protocol's.
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::api::ApiKey;
 use crate::batch::{BatchHeader, STAMP_BYTES};
@@ -177,6 +177,21 @@ impl RecordSet {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len_bytes == 0
+    }
+
+    /// All batches as one copy, for whoever has to look into them.
+    pub fn to_bytes(&self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(self.len_bytes);
+        for part in &self.parts {
+            match part {
+                Part::Final(batches) => bytes.extend_from_slice(batches),
+                Part::Stamped(stamp, rest) => {
+                    bytes.extend_from_slice(stamp);
+                    bytes.extend_from_slice(rest);
+                }
+            }
+        }
+        bytes.freeze()
     }
 }
 

@@ -291,3 +291,6 @@ pub(crate) async fn handle(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! What the cluster looks like to a client: Metadata and DescribeCluster.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use isobar_metadata::record::SessionRecord;
+use isobar_metadata::{Image, PartitionKey, Topic, TopicId};
+use isobar_protocol::StrBytes;
+use isobar_protocol::error::ErrorCode;
+use isobar_protocol::messages::describe_cluster_response::DescribeClusterBroker;
+use isobar_protocol::messages::metadata_request::MetadataRequestTopic;
+use isobar_protocol::messages::metadata_response::{
+    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
+use isobar_protocol::messages::{
+    BrokerId, DescribeClusterRequest, DescribeClusterResponse, MetadataRequest, MetadataResponse, TopicName,
+};
+use isobar_protocol::request::RequestHeader;
+
+use crate::Broker;
+use crate::topics;
+
+/// "Not asked for" in the authorized operations fields.
+const NO_OPERATIONS: i32 = i32::MIN;
+/// First Metadata version whose request says whether topics may be created.
+const ALLOW_CREATE_VERSION: i16 = 4;
+
+/// The zone a client is in: what its client id says (`zone=…`, up to the next comma), else this broker's own.
+pub(crate) fn zone_of<'a>(broker: &'a Broker, client_id: Option<&'a str>) -> &'a str {
+    let said = client_id
+        .and_then(|id| id.split_once("zone="))
+        .map(|(_, rest)| rest.split(',').next().unwrap_or(rest));
+    said.or(broker.options.rack.as_deref()).unwrap_or("")
+}
+
+fn rack(session: &SessionRecord) -> Option<StrBytes> {
+    (!session.zone.is_empty()).then(|| StrBytes::from_string(session.zone.clone()))
+}
+
+pub(crate) async fn metadata(
+    broker: &Arc<Broker>,
+    header: &RequestHeader,
+    request: MetadataRequest,
+) -> MetadataResponse {
+    let zone = zone_of(broker, header.client_id.as_deref());
+    let all = request.topics.is_none()
+        || (header.version == 0 && request.topics.as_ref().is_some_and(Vec::is_empty));
+    let topics = if all {
+        broker.image.with(|image| image.topics().map(|topic| describe_topic(image, topic, zone)).collect())
+    } else {
+        let may_create = (header.version < ALLOW_CREATE_VERSION || request.allow_auto_topic_creation)
+            && broker.options.auto_create_topics_enable;
+        named(broker, request.topics.unwrap_or_default(), zone, may_create).await
+    };
+    let (brokers, cluster_id) = broker.image.with(|image| {
+        let brokers = image.brokers().into_iter().map(|session| {
+            MetadataResponseBroker::default()
+                .with_node_id(BrokerId(session.node_id))
+                .with_host(StrBytes::from_string(session.host.clone()))
+                .with_port(session.port)
+                .with_rack(rack(session))
+        });
+        (brokers.collect(), image.format().cluster_id.clone())
+    });
+    MetadataResponse::default()
+        .with_brokers(brokers)
+        .with_cluster_id(Some(StrBytes::from_string(cluster_id)))
+        .with_controller_id(BrokerId(broker.options.node_id))
+        .with_topics(topics)
+        .with_cluster_authorized_operations(NO_OPERATIONS)
+}
+
+async fn named(
+    broker: &Arc<Broker>,
+    asked: Vec<MetadataRequestTopic>,
+    zone: &str,
+    may_create: bool,
+) -> Vec<MetadataResponseTopic> {
+    let find = |image: &Image, topic: &MetadataRequestTopic| match &topic.name {
+        Some(name) => image.topic_by_name(name).cloned(),
+        None => image.topic(TopicId(topic.topic_id)).cloned(),
+    };
+    let missing = broker.image.with(|image| asked.iter().any(|topic| find(image, topic).is_none()));
+    let mut refusals: BTreeMap<String, ErrorCode> = BTreeMap::new();
+    let mut barrier_error = None;
+    if missing {
+        // An absence is told, and acted on, only behind a barrier.
+        barrier_error = broker.barrier().await.err();
+        if barrier_error.is_none() && may_create {
+            let names: Vec<String> = broker.image.with(|image| {
+                let missing = asked.iter().filter(|topic| find(image, topic).is_none());
+                missing.filter_map(|topic| Some(topic.name.as_ref()?.to_string())).collect()
+            });
+            refusals = topics::auto_create(broker, names).await;
+        }
+    }
+    broker.image.with(|image| {
+        let describe = |topic: &MetadataRequestTopic| match find(image, topic) {
+            Some(found) => describe_topic(image, &found, zone),
+            None => absent(topic, &refusals, barrier_error),
+        };
+        asked.iter().map(describe).collect()
+    })
+}
+
+fn absent(
+    topic: &MetadataRequestTopic,
+    refusals: &BTreeMap<String, ErrorCode>,
+    barrier_error: Option<ErrorCode>,
+) -> MetadataResponseTopic {
+    let error = match (&topic.name, barrier_error) {
+        (_, Some(error)) => error,
+        (None, _) => ErrorCode::UnknownTopicId,
+        (Some(name), _) if !topics::is_valid_name(name) => ErrorCode::InvalidTopicException,
+        (Some(name), _) => refusals.get(&***name).copied().unwrap_or(ErrorCode::UnknownTopicOrPartition),
+    };
+    MetadataResponseTopic::default()
+        .with_error_code(error.code())
+        .with_name(topic.name.clone())
+        .with_topic_id(topic.topic_id)
+        .with_topic_authorized_operations(NO_OPERATIONS)
+}
+
+fn describe_topic(image: &Image, topic: &Topic, zone: &str) -> MetadataResponseTopic {
+    let partitions = (0..topic.partitions).map(|index| {
+        let key = PartitionKey::new(topic.topic_id, index);
+        let Some(leader) = image.leader(key, zone) else {
+            return MetadataResponsePartition::default()
+                .with_error_code(ErrorCode::LeaderNotAvailable.code())
+                .with_partition_index(index)
+                .with_leader_id(BrokerId(-1))
+                .with_leader_epoch(-1);
+        };
+        let replicas: Vec<BrokerId> = image.replicas(key, zone).into_iter().map(BrokerId).collect();
+        MetadataResponsePartition::default()
+            .with_partition_index(index)
+            .with_leader_id(BrokerId(leader.node_id))
+            .with_leader_epoch(image.leader_epoch(key))
+            .with_replica_nodes(replicas.clone())
+            .with_isr_nodes(replicas)
+    });
+    MetadataResponseTopic::default()
+        .with_name(Some(TopicName(StrBytes::from_string(topic.name.clone()))))
+        .with_topic_id(topic.topic_id.0)
+        .with_partitions(partitions.collect())
+        .with_topic_authorized_operations(NO_OPERATIONS)
+}
+
+pub(crate) fn describe(broker: &Broker, request: &DescribeClusterRequest) -> DescribeClusterResponse {
+    let brokers_asked = 1;
+    let response = DescribeClusterResponse::default()
+        .with_endpoint_type(request.endpoint_type)
+        .with_cluster_authorized_operations(NO_OPERATIONS);
+    if request.endpoint_type != brokers_asked {
+        let error = if request.endpoint_type == 2 {
+            ErrorCode::MismatchedEndpointType
+        } else {
+            ErrorCode::UnsupportedEndpointType
+        };
+        return response
+            .with_error_code(error.code())
+            .with_error_message(Some(StrBytes::from_static_str(error.message())));
+    }
+    broker.image.with(|image| {
+        let brokers = image.brokers().into_iter().map(|session| {
+            DescribeClusterBroker::default()
+                .with_broker_id(BrokerId(session.node_id))
+                .with_host(StrBytes::from_string(session.host.clone()))
+                .with_port(session.port)
+                .with_rack(rack(session))
+        });
+        response
+            .with_cluster_id(StrBytes::from_string(image.format().cluster_id.clone()))
+            .with_controller_id(BrokerId(broker.options.node_id))
+            .with_brokers(brokers.collect())
+    })
+}

@@ -1,0 +1,229 @@
+//! From a view to bytes: extents, then batches, stamped with their offsets.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use isobar_metadata::{Extent, Location, PartitionKey, PartitionView};
+use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, rewrite_timestamp};
+use isobar_protocol::error::ErrorCode;
+use isobar_protocol::fetch::RecordSet;
+use isobar_store::{ReadObject, StoreError};
+use isobar_wal::WalError;
+
+use crate::Broker;
+
+/// What to read of a partition.
+pub(crate) struct Span {
+    /// The batch that holds this offset comes first, whole.
+    pub(crate) from: i64,
+    /// Nothing at or after this offset.
+    pub(crate) end: i64,
+    pub(crate) max_bytes: usize,
+    /// One batch is given even if it is larger than `max_bytes`.
+    pub(crate) at_least_one: bool,
+}
+
+/// Why a location gave nothing.
+enum Miss {
+    /// It may have moved: resolve it again.
+    Stale,
+    /// The bytes are there and wrong, or cannot be had.
+    Failed(ErrorCode),
+}
+
+/// Batches of `span`, ready to be sent.
+pub(crate) async fn records(
+    broker: &Arc<Broker>,
+    view: &Arc<PartitionView>,
+    span: &Span,
+) -> Result<RecordSet, ErrorCode> {
+    let mut set = RecordSet::default();
+    let mut view = Arc::clone(view);
+    let mut offset = span.from;
+    let mut resolved_again = false;
+    while offset < span.end && (set.len_bytes() < span.max_bytes || wants_first(&set, span)) {
+        let Some(extent) = view.locate(offset, &[broker.home_store]).cloned() else {
+            return missing(&set, view.key(), offset);
+        };
+        match take(broker, &view, &extent, offset, span, &mut set).await {
+            Ok(Some(next)) => {
+                offset = next;
+                resolved_again = false;
+            }
+            Ok(None) => break,
+            Err(Miss::Stale) if !resolved_again => {
+                resolved_again = true;
+                match resolve_again(broker, view.key()).await? {
+                    Some(newer) => view = newer,
+                    None => return Ok(set),
+                }
+            }
+            Err(miss) => return failed(set, view.key(), offset, &miss),
+        }
+    }
+    Ok(set)
+}
+
+fn wants_first(set: &RecordSet, span: &Span) -> bool {
+    span.at_least_one && set.len_bytes() == 0
+}
+
+/// A hole between log start and high watermark is damage, unless the log start has moved past the offset.
+fn missing(set: &RecordSet, key: PartitionKey, offset: i64) -> Result<RecordSet, ErrorCode> {
+    if set.len_bytes() > 0 {
+        return Ok(set.clone());
+    }
+    tracing::error!(topic_id = %key.topic_id, partition = key.partition, offset, "an offset inside the log has no location");
+    Err(ErrorCode::KafkaStorageError)
+}
+
+fn failed(set: RecordSet, key: PartitionKey, offset: i64, miss: &Miss) -> Result<RecordSet, ErrorCode> {
+    let error = match miss {
+        Miss::Stale => {
+            tracing::error!(
+                topic_id = %key.topic_id, partition = key.partition, offset,
+                "a location was not found twice, at the newest metadata too"
+            );
+            ErrorCode::KafkaStorageError
+        }
+        Miss::Failed(error) => *error,
+    };
+    // What was read before the failure is good; the next fetch meets the failure first.
+    if set.len_bytes() > 0 { Ok(set) } else { Err(error) }
+}
+
+async fn resolve_again(broker: &Broker, key: PartitionKey) -> Result<Option<Arc<PartitionView>>, ErrorCode> {
+    broker.barrier().await?;
+    Ok(broker.image.view(key))
+}
+
+/// Adds batches of one extent. `Some(next offset)`; `None` when the span is full.
+async fn take(
+    broker: &Broker,
+    view: &PartitionView,
+    extent: &Extent,
+    offset: i64,
+    span: &Span,
+    set: &mut RecordSet,
+) -> Result<Option<i64>, Miss> {
+    match extent.location() {
+        Location::Wal(location) => {
+            let read = broker.wal.read(location.stream, location.chunk, location.ordinals()).await;
+            let batches = read.map_err(|error| wal_miss(&error, extent))?;
+            take_unstamped(view, extent, &batches, offset, span, set)
+        }
+        Location::Object(location) => {
+            let object = ReadObject {
+                object: location.object,
+                range: location.position..location.position + u64::from(location.size_bytes),
+                first_offset: extent.base_offset,
+                last_offset: extent.last_offset,
+            };
+            let most = span.max_bytes.saturating_sub(set.len_bytes()).max(1);
+            let parts = broker
+                .objects
+                .read(object, offset, most)
+                .await
+                .map_err(|error| store_miss(&error, extent))?;
+            take_final(&parts, extent, offset, span, set)
+        }
+        Location::Inline(location) => {
+            let mut rest = location.data.clone();
+            let mut batches = Vec::new();
+            while let Some(header) = BatchHeader::parse(&rest).ok().filter(|h| h.total_bytes() <= rest.len())
+            {
+                batches.push(rest.split_to(header.total_bytes()));
+            }
+            take_unstamped(view, extent, &batches, offset, span, set)
+        }
+    }
+}
+
+/// Batches as they lie in the WAL: offsets and leader epoch are not in them yet.
+fn take_unstamped(
+    view: &PartitionView,
+    extent: &Extent,
+    batches: &[Bytes],
+    offset: i64,
+    span: &Span,
+    set: &mut RecordSet,
+) -> Result<Option<i64>, Miss> {
+    let mut base = extent.base_offset;
+    for batch in batches {
+        let header = BatchHeader::parse(batch).map_err(|error| damaged(extent, &error))?;
+        let next = base + i64::from(header.last_offset_delta) + 1;
+        if next > offset {
+            if base >= span.end || !fits(set, batch.len(), span) {
+                return Ok(None);
+            }
+            let epoch = view.epoch_at(base);
+            if extent.append_time_ms >= 0 {
+                let mut rewritten = BytesMut::from(&batch[..]);
+                rewrite_timestamp(&mut rewritten, TimestampType::LogAppendTime, extent.append_time_ms);
+                let rewritten = rewritten.freeze();
+                let header = BatchHeader::parse(&rewritten).map_err(|error| damaged(extent, &error))?;
+                set.push_stamped(rewritten, &header, base, epoch);
+            } else {
+                set.push_stamped(batch.clone(), &header, base, epoch);
+            }
+        }
+        base = next;
+    }
+    if base == extent.end_offset() {
+        return Ok(Some(base));
+    }
+    Err(damaged(extent, &"its batches hold other offsets than metadata says"))
+}
+
+/// Batches as they lie in an object: final.
+fn take_final(
+    parts: &[Bytes],
+    extent: &Extent,
+    offset: i64,
+    span: &Span,
+    set: &mut RecordSet,
+) -> Result<Option<i64>, Miss> {
+    let mut next_offset = offset;
+    for part in parts {
+        for batch in Batches::new(part) {
+            let (header, bytes) = batch.map_err(|error| damaged(extent, &error))?;
+            if header.next_offset() <= offset {
+                continue;
+            }
+            if header.base_offset >= span.end || !fits(set, bytes.len(), span) {
+                return Ok(None);
+            }
+            set.push(part.slice_ref(bytes));
+            next_offset = header.next_offset();
+        }
+    }
+    if next_offset == offset {
+        return Err(damaged(extent, &"its object range does not hold the offset"));
+    }
+    Ok(Some(next_offset))
+}
+
+fn fits(set: &RecordSet, bytes: usize, span: &Span) -> bool {
+    set.len_bytes() + bytes <= span.max_bytes || wants_first(set, span)
+}
+
+fn damaged(extent: &Extent, error: &dyn std::fmt::Display) -> Miss {
+    tracing::error!(%error, location = ?extent.location(), "damaged bytes are not served");
+    Miss::Failed(ErrorCode::KafkaStorageError)
+}
+
+fn wal_miss(error: &WalError, extent: &Extent) -> Miss {
+    if matches!(error, WalError::NotFound) {
+        return Miss::Stale;
+    }
+    tracing::error!(%error, location = ?extent.location(), "a WAL read failed");
+    Miss::Failed(ErrorCode::KafkaStorageError)
+}
+
+fn store_miss(error: &StoreError, extent: &Extent) -> Miss {
+    if matches!(error, StoreError::NotFound { .. }) {
+        return Miss::Stale;
+    }
+    tracing::error!(%error, location = ?extent.location(), "an object read failed");
+    Miss::Failed(ErrorCode::KafkaStorageError)
+}

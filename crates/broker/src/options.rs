@@ -1,0 +1,64 @@
+//! What a broker can be told, with Kafka's names and defaults where Kafka has them.
+
+/// Settings of one broker.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `node.id`: this broker's id in metadata responses.
+    pub node_id: i32,
+    /// Address to listen on, `host:port`.
+    pub listen: String,
+    /// Address that clients are told, `host:port`; the listening one if `None`.
+    pub advertise: Option<String>,
+    /// `broker.rack`, Kafka's word for the zone.
+    pub rack: Option<String>,
+    /// `socket.request.max.bytes`: the largest frame.
+    pub socket_request_max_bytes: usize,
+    /// `connections.max.idle.ms`.
+    pub connections_max_idle_ms: u64,
+    /// `max.connections`: more are closed at once.
+    pub max_connections: usize,
+    /// `queued.max.request.bytes`: request bytes held while they are read and handled.
+    pub queued_max_request_bytes: usize,
+    /// `auto.create.topics.enable`.
+    pub auto_create_topics_enable: bool,
+    /// `num.partitions` of topics that do not say.
+    pub num_partitions: i32,
+    /// `group.initial.rebalance.delay.ms`.
+    pub group_initial_rebalance_delay_ms: u64,
+    /// `offsets.retention.minutes`.
+    pub offsets_retention_minutes: u64,
+    /// `fetch.max.bytes` of the broker: the most that one Fetch response carries.
+    pub fetch_max_bytes: usize,
+    /// `max.incremental.fetch.session.cache.slots` (KIP-227).
+    pub fetch_session_slots: usize,
+    /// Bytes of one lane that wait for their acknowledgement before producers are held up.
+    pub lane_max_bytes: usize,
+    /// Appends of one lane that may be under way at once.
+    pub lane_max_in_flight: usize,
+    /// A chunk that has grown to this size is sent although another append is under way.
+    pub chunk_target_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            node_id: 1,
+            listen: "127.0.0.1:9092".to_owned(),
+            advertise: None,
+            rack: None,
+            socket_request_max_bytes: isobar_protocol::frame::DEFAULT_MAX_REQUEST_BYTES,
+            connections_max_idle_ms: 600_000,
+            max_connections: 10_000,
+            queued_max_request_bytes: 256 << 20,
+            auto_create_topics_enable: true,
+            num_partitions: 1,
+            group_initial_rebalance_delay_ms: 0,
+            offsets_retention_minutes: 10_080,
+            fetch_max_bytes: 55 << 20,
+            fetch_session_slots: 1_000,
+            lane_max_bytes: 64 << 20,
+            lane_max_in_flight: 4,
+            chunk_target_bytes: 1 << 20,
+        }
+    }
+}

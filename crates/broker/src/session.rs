@@ -1,0 +1,135 @@
+//! This broker's session in metadata: its registration, its stream, and its unordered lane `control`.
+//!
+//! Every command but a chunk's commit goes by the control lane: numbered, so that one whose answer was lost can be
+//! sent again and is applied once (DESIGN.md section 2, invariant 9).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use isobar_metadata::command::{FIRST_NUMBER, OpenStream, RegisterDirectory, RegisterSession};
+use isobar_metadata::{Command, CommandResult, DirectoryId, Envelope, LaneId, SessionId, StreamId};
+use isobar_protocol::error::ErrorCode;
+use isobar_raft::{ProposeError, Quorum};
+use parking_lot::Mutex;
+
+use crate::BrokerError;
+
+/// Pause before a command is sent again.
+const RETRY: Duration = Duration::from_millis(20);
+/// How often, before the client is told to try again itself.
+const ATTEMPTS: u32 = 50;
+
+struct Control {
+    next: u64,
+    unanswered: BTreeSet<u64>,
+}
+
+/// One life of this broker.
+pub struct Session {
+    id: SessionId,
+    epoch: u64,
+    quorum: Quorum,
+    control: Mutex<Control>,
+}
+
+impl Session {
+    /// Registers the WAL directory and a new life of this broker, which fences the one before it.
+    pub(crate) async fn register(
+        quorum: &Quorum,
+        directory: RegisterDirectory,
+        registration: RegisterSession,
+    ) -> Result<Self, BrokerError> {
+        propose(quorum, Envelope::unnumbered(Command::RegisterDirectory(directory))).await?;
+        let granted = propose(quorum, Envelope::unnumbered(Command::RegisterSession(registration))).await?;
+        let CommandResult::Session(granted) = granted else {
+            return Err(BrokerError::Refused {
+                what: "the broker's registration",
+                answer: format!("{granted:?}"),
+            });
+        };
+        Ok(Self {
+            id: granted.session,
+            epoch: granted.epoch,
+            quorum: quorum.clone(),
+            control: Mutex::new(Control { next: FIRST_NUMBER, unanswered: BTreeSet::new() }),
+        })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Kafka's broker epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Opens the stream that a lane's chunks go to, on one local WAL directory.
+    pub(crate) async fn open_stream(
+        &self,
+        lane: LaneId,
+        directory: DirectoryId,
+    ) -> Result<StreamId, BrokerError> {
+        let open = OpenStream { lane, ensemble: vec![directory], write_quorum: 1 };
+        match self.propose(Command::OpenStream(open)).await? {
+            CommandResult::Stream(granted) if granted.error_code == 0 => Ok(granted.stream),
+            other => {
+                Err(BrokerError::Refused { what: "the opening of a stream", answer: format!("{other:?}") })
+            }
+        }
+    }
+
+    /// Sends a command by the control lane until it is answered. Refusals of the lane itself come as
+    /// [`CommandResult::Refused`].
+    pub async fn propose(&self, command: Command) -> Result<CommandResult, ProposeError> {
+        let number = {
+            let mut control = self.control.lock();
+            let number = control.next;
+            control.next += 1;
+            control.unanswered.insert(number);
+            number
+        };
+        let _answered = Answered { session: self, number };
+        let floor = self.control.lock().unanswered.first().copied().unwrap_or(number);
+        propose(&self.quorum, Envelope::new(self.id, LaneId::CONTROL, number, floor, command)).await
+    }
+}
+
+/// Marks a number as answered, also when the asker went away.
+struct Answered<'a> {
+    session: &'a Session,
+    number: u64,
+}
+
+impl Drop for Answered<'_> {
+    fn drop(&mut self) {
+        self.session.control.lock().unanswered.remove(&self.number);
+    }
+}
+
+async fn propose(quorum: &Quorum, envelope: Envelope) -> Result<CommandResult, ProposeError> {
+    let mut attempt = 0;
+    loop {
+        match quorum.propose(envelope.clone()).await {
+            Err(
+                error @ (ProposeError::Busy { .. }
+                | ProposeError::NotLeader { .. }
+                | ProposeError::Unknown { .. }),
+            ) if attempt < ATTEMPTS => {
+                attempt += 1;
+                tracing::debug!(%error, attempt, "a command is sent again");
+                tokio::time::sleep(RETRY).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// What a client is told when the quorum gave no answer: try again.
+pub(crate) fn retriable(error: &ProposeError) -> ErrorCode {
+    match error {
+        ProposeError::TooLarge { .. } => ErrorCode::InvalidRequest,
+        _ => ErrorCode::RequestTimedOut,
+    }
+}

@@ -1,0 +1,458 @@
+//! One process with every role: metadata voter, WAL replica, broker, uploader, admin port.
+//!
+//! Owns: the data directory.
+//!
+//! ```text
+//! DATA/LOCK        held while a process uses the directory; names its pid
+//! DATA/node.json   written once everything below was formatted, and before the first client is served
+//! DATA/metadata/   Raft log and snapshots
+//! DATA/wal/        the WAL replica
+//! DATA/bucket/     the store, unless another is named
+//! ```
+//!
+//! Invariants:
+//! 1. A directory with `node.json` is a known node: nothing below it is ever formatted again. If a part of it is gone,
+//!    the node refuses to start (DESIGN.md section 2, invariant 6).
+//! 2. Start order: lock, quorum, image, WAL (reconciled with the image before effects are followed), broker, uploader.
+//!    Stop order: connections are drained, uploads finish, then the quorum takes a snapshot and stops.
+//!
+//! Crash cases: killed while formatting, the next start formats what is missing, as no client was served. Killed at any
+//! other moment, the next start replays.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use isobar_admin::{Admin, AdminError, Health};
+use isobar_broker::{BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker, SessionProposer};
+use isobar_host::Host;
+use isobar_host::disk::DirLock;
+use isobar_metadata::{ClusterFormat, Command, CommandResult, Image, StoreId};
+use isobar_protocol::Uuid;
+use isobar_raft::{Quorum, QuorumOptions, RaftError};
+use isobar_store::{
+    Bucket, BucketOptions, Deleter, DeleterOptions, MemoryCache, ObjectReader, ProposeFailed, Proposer,
+    StoreError, StoreMetrics, Uploader, UploaderOptions, UploaderParts,
+};
+use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
+use object_store::ObjectStore;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+use serde::{Deserialize, Serialize};
+
+/// The store's number and name in metadata.
+const STORE: StoreId = StoreId(1);
+const STORE_NAME: &str = "local";
+/// How long a stop waits for the WAL to be uploaded; what is left is found there at the next start.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where objects go.
+#[derive(Clone)]
+pub enum Store {
+    /// By URL.
+    Url(String),
+    /// `bucket/` in the data directory.
+    Inside,
+    /// A store that the simulation made.
+    Given(Arc<dyn ObjectStore>),
+}
+
+/// Settings of a node.
+#[derive(Clone)]
+pub struct NodeOptions {
+    /// The data directory.
+    pub data: PathBuf,
+    /// Where objects go.
+    pub store: Store,
+    /// Address of the admin port; `None`: no admin port.
+    pub admin: Option<String>,
+    /// The broker's.
+    pub broker: Options,
+    /// The longest that bytes lie in the WAL only.
+    pub upload_interval: Duration,
+    /// As many waiting bytes start an upload sooner.
+    pub upload_trigger_bytes: u64,
+    /// Journal segments of WAL and Raft log; small ones make rotation frequent.
+    pub segment_bytes: Option<u64>,
+    /// Memory for recent chunks.
+    pub tail_bytes: usize,
+    /// Memory for blocks of objects.
+    pub cache_bytes: usize,
+    /// A Raft snapshot is taken when the log since the last exceeds this.
+    pub snapshot_after_bytes: u64,
+}
+
+impl NodeOptions {
+    /// `isobar dev`'s defaults.
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self {
+            data: data.into(),
+            store: Store::Inside,
+            admin: None,
+            broker: Options::default(),
+            upload_interval: Duration::from_secs(3),
+            upload_trigger_bytes: 32 << 20,
+            segment_bytes: None,
+            tail_bytes: 64 << 20,
+            cache_bytes: 64 << 20,
+            snapshot_after_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Why a node could not start or stop. Each says what to do where something can be done.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data directory cannot be used.
+    #[error("data directory {}: {source}", path.display())]
+    Data {
+        /// The directory.
+        path: PathBuf,
+        /// The system's answer; for a held lock it names the pid.
+        source: std::io::Error,
+    },
+    /// `node.json` is not ours or of a newer version.
+    #[error("{}: {what}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The metadata log or its snapshots.
+    #[error("metadata: {0}")]
+    Raft(#[from] RaftError),
+    /// The WAL directory.
+    #[error("WAL: {0}")]
+    Wal(#[from] WalError),
+    /// The store.
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    /// The broker.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The admin port.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+/// What `node.json` says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeFormat {
+    version: u32,
+    cluster_id: String,
+    node_id: i32,
+}
+
+const NODE_FORMAT_VERSION: u32 = 1;
+
+/// A running node.
+pub struct Node {
+    broker: Arc<RunningBroker>,
+    quorum: Quorum,
+    uploader: Arc<OnceLock<Uploader>>,
+    deleter: Deleter,
+    admin: Option<Admin>,
+    store_metrics: StoreMetrics,
+    _lock: DirLock,
+}
+
+impl Node {
+    /// Starts every role and returns once clients are served.
+    pub async fn start(host: &Host, options: NodeOptions) -> Result<Self, NodeError> {
+        let disk = host.disk();
+        let data_error = |source| NodeError::Data { path: options.data.clone(), source };
+        disk.create_dir_all(&options.data).map_err(data_error)?;
+        let lock = disk.lock(&options.data).map_err(data_error)?;
+        let known = read_format(host, &options)?;
+        let mut registry = Registry::default();
+
+        let quorum = start_quorum(host, &options, known.is_none()).await?;
+        quorum.metrics().register(&mut registry);
+        let (image, effects) = quorum.subscribe();
+        let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
+        if known.is_none() {
+            write_format(host, &options, &quorum.cluster().cluster_id)?;
+        }
+        let store_metrics = StoreMetrics::default();
+        store_metrics.register(&mut registry);
+        let bucket = open_bucket(host, &options, &store_metrics).await?;
+        let cache = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
+
+        let metrics = Arc::new(Metrics::default());
+        metrics.register(&mut registry);
+        let live = Arc::new(LiveImage::new(image, Arc::clone(&metrics)));
+        let uploader: Arc<OnceLock<Uploader>> = Arc::default();
+        let nudged = Arc::clone(&uploader);
+        let parts = Parts {
+            quorum: quorum.clone(),
+            effects,
+            image: Arc::clone(&live),
+            wal: Arc::new(wal.clone()),
+            directory: wal.directory(),
+            objects: ObjectReader::new(bucket.clone(), Arc::new(cache)),
+            home_store: STORE,
+            metrics,
+            on_appended: Arc::new(move |bytes| {
+                if let Some(uploader) = nudged.get() {
+                    uploader.nudge(bytes);
+                }
+            }),
+        };
+        let broker = Arc::new(RunningBroker::start(host, options.broker.clone(), parts).await?);
+        let proposer: Arc<dyn Proposer> = Arc::new(Proposing { image: live, session: broker.proposer() });
+        let _ = uploader.set(start_uploader(host, &options, wal, bucket.clone(), Arc::clone(&proposer)));
+        let deleter = Deleter::start(host, bucket, proposer, DeleterOptions::default());
+        let admin = start_admin(host, &options, registry, &broker).await?;
+        Ok(Self { broker, quorum, uploader, deleter, admin, store_metrics, _lock: lock })
+    }
+
+    /// Where Kafka clients connect.
+    pub fn local_addr(&self) -> std::net::SocketAddr {
+        self.broker.local_addr()
+    }
+
+    /// Where the admin port listens, if there is one.
+    pub fn admin_addr(&self) -> Option<std::net::SocketAddr> {
+        self.admin.as_ref().map(Admin::local_addr)
+    }
+
+    /// `Err(reason)` when the node can no longer serve.
+    pub fn health(&self) -> Result<(), String> {
+        self.broker.health()
+    }
+
+    /// Requests sent to the store so far, by operation.
+    pub fn store_requests(&self, operation: &'static str) -> u64 {
+        self.store_metrics.requests_of(STORE_NAME, operation)
+    }
+
+    /// Waits until all that was acknowledged lies in the store, or `patience` has ended.
+    pub async fn flush(&self, patience: Duration) -> bool {
+        match self.uploader.get() {
+            Some(uploader) => tokio::time::timeout(patience, uploader.drain()).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Drains and stops: clients are answered, the WAL is uploaded, the metadata log gets its snapshot.
+    pub async fn stop(self) -> Result<(), NodeError> {
+        self.broker.drain().await;
+        if !self.flush(UPLOAD_PATIENCE).await {
+            tracing::warn!(
+                "stopping with bytes in the WAL that are not uploaded yet; the next start finds them there"
+            );
+        }
+        if let Some(admin) = &self.admin {
+            admin.stop();
+        }
+        self.deleter.stop().await;
+        self.broker.stop();
+        self.quorum.shutdown().await?;
+        Ok(())
+    }
+}
+
+fn format_path(options: &NodeOptions) -> PathBuf {
+    options.data.join("node.json")
+}
+
+fn read_format(host: &Host, options: &NodeOptions) -> Result<Option<NodeFormat>, NodeError> {
+    let path = format_path(options);
+    let bytes = match host.read_file(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(NodeError::Data { path, source }),
+    };
+    let wrong = |what: String| NodeError::Format { path: path.clone(), what };
+    let format: NodeFormat = serde_json::from_slice(&bytes)
+        .map_err(|error| wrong(format!("not a node's format file: {error}")))?;
+    if format.version != NODE_FORMAT_VERSION {
+        return Err(wrong(format!(
+            "format version {} was written by a newer isobar; this one reads {NODE_FORMAT_VERSION}",
+            format.version
+        )));
+    }
+    if format.node_id != options.broker.node_id {
+        return Err(wrong(format!("belongs to node {}, not {}", format.node_id, options.broker.node_id)));
+    }
+    Ok(Some(format))
+}
+
+fn write_format(host: &Host, options: &NodeOptions, cluster_id: &str) -> Result<(), NodeError> {
+    let path = format_path(options);
+    let format = NodeFormat {
+        version: NODE_FORMAT_VERSION,
+        cluster_id: cluster_id.to_owned(),
+        node_id: options.broker.node_id,
+    };
+    let mut text = serde_json::to_vec_pretty(&format)
+        .map_err(|error| NodeError::Format { path: path.clone(), what: error.to_string() })?;
+    text.push(b'\n');
+    host.disk().write_durable(&path, &text).map_err(|source| NodeError::Data { path, source })
+}
+
+/// Kafka's form of a cluster id: 16 random bytes in 22 characters of base64url.
+fn new_cluster_id(host: &Host) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut bits = u128::from_be_bytes(*Uuid::from_bytes(host.random_uuid()).as_bytes());
+    let mut text = [0_u8; 22];
+    // 128 bits are 21 digits of 6 bits and one of 2, which base64 pads with zeroes on the right.
+    text[21] = ALPHABET[((bits & 0b11) << 4) as usize];
+    bits >>= 2;
+    for digit in text[..21].iter_mut().rev() {
+        *digit = ALPHABET[(bits & 0b11_1111) as usize];
+        bits >>= 6;
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+async fn start_quorum(host: &Host, options: &NodeOptions, fresh: bool) -> Result<Quorum, NodeError> {
+    let node_id = u64::try_from(options.broker.node_id).unwrap_or(1);
+    let mut quorum = QuorumOptions::new(options.data.join("metadata"), node_id);
+    quorum.snapshot_after_bytes = options.snapshot_after_bytes;
+    if let Some(segment_bytes) = options.segment_bytes {
+        quorum.segment_bytes = segment_bytes;
+    }
+    if fresh {
+        quorum.format = Some(ClusterFormat::dev(new_cluster_id(host), STORE_NAME.to_owned()));
+    }
+    Ok(Quorum::start(host, quorum).await?)
+}
+
+async fn open_wal(
+    host: &Host,
+    options: &NodeOptions,
+    fresh: bool,
+    image: &Image,
+    registry: &mut Registry,
+) -> Result<LocalReplica, NodeError> {
+    let metrics = WalMetrics::default();
+    metrics.register(registry);
+    let mut replica =
+        ReplicaOptions { format: fresh, max_memory_bytes: options.tail_bytes, ..ReplicaOptions::default() };
+    if let Some(segment_bytes) = options.segment_bytes {
+        replica.journal.segment_bytes = segment_bytes;
+    }
+    let wal = LocalReplica::open(host, &options.data.join("wal"), replica, metrics).await?;
+    wal.reconcile(image);
+    Ok(wal)
+}
+
+async fn open_bucket(
+    host: &Host,
+    options: &NodeOptions,
+    metrics: &StoreMetrics,
+) -> Result<Bucket, NodeError> {
+    let settings = BucketOptions::default();
+    let metrics = metrics.clone();
+    Ok(match &options.store {
+        Store::Url(url) => Bucket::open(host, STORE_NAME, url, settings, metrics).await?,
+        Store::Inside => {
+            Bucket::open_dir(host, STORE_NAME, &options.data.join("bucket"), settings, metrics).await?
+        }
+        Store::Given(store) => Bucket::new(host, STORE_NAME, "", Arc::clone(store), settings, metrics),
+    })
+}
+
+fn start_uploader(
+    host: &Host,
+    options: &NodeOptions,
+    wal: LocalReplica,
+    bucket: Bucket,
+    proposer: Arc<dyn Proposer>,
+) -> Uploader {
+    let parts = UploaderParts { host: host.clone(), wal: Arc::new(wal), bucket, proposer };
+    let settings = UploaderOptions {
+        store: STORE,
+        interval: options.upload_interval,
+        trigger_bytes: options.upload_trigger_bytes,
+        ..UploaderOptions::default()
+    };
+    Uploader::start(parts, settings)
+}
+
+/// The way of the store's tasks to metadata: the live image, and the broker's session.
+struct Proposing {
+    image: Arc<LiveImage>,
+    session: SessionProposer,
+}
+
+#[async_trait]
+impl Proposer for Proposing {
+    fn image(&self) -> Image {
+        self.image.snapshot()
+    }
+
+    async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed> {
+        self.session.propose(command).await.map_err(|error| ProposeFailed(error.to_string()))
+    }
+}
+
+async fn start_admin(
+    host: &Host,
+    options: &NodeOptions,
+    mut registry: Registry,
+    broker: &Arc<RunningBroker>,
+) -> Result<Option<Admin>, NodeError> {
+    let Some(addr) = &options.admin else { return Ok(None) };
+    registry.register_collector(Box::new(ProcessUsage { host: host.clone() }));
+    let health = Arc::new(NodeHealth { broker: Arc::clone(broker) });
+    Ok(Some(Admin::start(host, addr, Arc::new(registry), health).await?))
+}
+
+struct NodeHealth {
+    broker: Arc<RunningBroker>,
+}
+
+impl Health for NodeHealth {
+    fn alive(&self) -> Result<(), String> {
+        self.broker.health()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.broker.health()
+    }
+
+    fn refresh(&self) {
+        self.broker.refresh_metrics();
+    }
+}
+
+/// Memory and CPU time of the process, under the names that Prometheus' own clients use.
+struct ProcessUsage {
+    host: Host,
+}
+
+impl std::fmt::Debug for ProcessUsage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ProcessUsage")
+    }
+}
+
+impl prometheus_client::collector::Collector for ProcessUsage {
+    fn encode(
+        &self,
+        mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        use prometheus_client::encoding::EncodeMetric;
+        let (resident_bytes, cpu_seconds) = self.host.process_usage();
+        let resident = ConstGauge::new(i64::try_from(resident_bytes).unwrap_or(i64::MAX));
+        resident.encode(encoder.encode_descriptor(
+            "process_resident_memory",
+            "Resident memory size",
+            Some(&Unit::Bytes),
+            resident.metric_type(),
+        )?)?;
+        let cpu = ConstCounter::new(cpu_seconds);
+        cpu.encode(encoder.encode_descriptor(
+            "process_cpu",
+            "Total user and system CPU time spent",
+            Some(&Unit::Seconds),
+            cpu.metric_type(),
+        )?)
+    }
+}
