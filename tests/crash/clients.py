@@ -319,8 +319,8 @@ class Observer(Client):
                                   began=began, **more)
 
 
-def drain(load, number, timeout=120.0):
-    """The last read: everything from offset 0 to the end. True if it got there."""
+def drain(load, number, timeout=120.0, last=True):
+    """Reads everything from offset 0 to the end. True if it got there. `last`: it is the read that is judged."""
     observer = Observer(load, number)
     consumer = Consumer(observer.config(**{**CONSUMER, "group.id": GROUP}))
     deadline = time.monotonic() + timeout
@@ -336,11 +336,12 @@ def drain(load, number, timeout=120.0):
     while left and time.monotonic() < deadline:
         pending = []
         gather(consumer, 1000, 0.2, pending)
-        at.update(record_polls(load, number, pending, last=True))
+        at.update(record_polls(load, number, pending, last))
         left = {key for key in left if ends[key] is None or at[key] < ends[key]}
     for (topic, partition), end in ends.items():
         if (topic, partition) not in left:
-            load.recorder.add(number, "drained", topic=topic, partition=partition, end=end)
+            if last:
+                load.recorder.add(number, "drained", topic=topic, partition=partition, end=end)
         else:
             load.problem("the last read", f"{topic}-{partition} got to {at[(topic, partition)]}, end {end}")
     observer.committed(consumer)

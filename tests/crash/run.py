@@ -75,6 +75,8 @@ class Run:
             self.volume.create()
         self.broker = Broker(data=(self.volume.path if self.volume else directory) / "data", log=directory / "broker.log", properties=properties, heap="512m",
                              args=args.broker_args)
+        # Small enough that segments are recycled and snapshots taken within a run.
+        self.broker.env |= {"ISOBAR_SEGMENT_BYTES": str(8 << 20), "ISOBAR_SNAPSHOT_AFTER_BYTES": str(256 << 10)}
         self.load = Load(self.recorder, self.broker.bootstrap, TOPICS, args.seed)
         self.load.rate = args.rate
         self.points = list(args.point_names)
@@ -84,6 +86,9 @@ class Run:
 
     def start(self, point=None, wait=True):
         """Starts the broker; false if it met its crash point before it answered."""
+        # Now much lies in the WAL, now little; now it is read from memory, now from disk.
+        self.broker.env["ISOBAR_UPLOAD_INTERVAL_MS"] = str(self.random.choice((50, 200, 1000, 3000)))
+        self.broker.env["ISOBAR_TAIL_BYTES"] = str(self.random.choice((64 << 10, 64 << 20)))
         self.broker.env.pop("ISOBAR_CRASH_POINT", None)
         if point is not None:
             self.broker.env["ISOBAR_CRASH_POINT"] = point
@@ -155,7 +160,7 @@ class Run:
 
     def cut_power(self, name):
         """What was not synced is lost. With a name: at that point, if the load leads there within two seconds."""
-        count = 1 if self.misses[name] else self.random.choice((1, 2, 3, 7, 20, 60))
+        count = 1 if self.misses[name] else self.random.choice((1, 2, 3, 10))
         answered = self.start(f"{name}:{count}" if name else None)
         self.recorder.add(0, "restart")
         if name is None:
@@ -210,11 +215,12 @@ class Run:
         self.join(clients, Sender, 90)
         self.load.stop.set()
         self.join(clients, Client, 30)
-        # What a clean stop and a start leave is judged, too.
-        self.broker.stop()
-        self.start()
-        self.recorder.add(0, "restart")
-        drain(self.load, 41, self.args.drain_seconds)
+        # All of it can be read while it lives; then, judged: what a clean stop and a start leave.
+        if drain(self.load, 41, self.args.drain_seconds, last=False):
+            self.broker.stop()
+            self.start()
+            self.recorder.add(0, "restart")
+            drain(self.load, 42, self.args.drain_seconds)
         self.recorder.close()
         self.broker.stop()
 
