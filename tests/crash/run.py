@@ -36,11 +36,12 @@ CRATES = ("host", "journal", "raft", "wal", "store", "broker", "isobar")
 
 
 def crash_points():
-    """The names in the source; a name that tests only use is in no src directory."""
+    """The names in the source. The journal knows no host and calls its points through a function of its own."""
     names = set()
     for crate in CRATES:
         for file in (REPO / "crates" / crate / "src").rglob("*.rs"):
-            names.update(re.findall(r'crash_point\("([a-z0-9_.]+)"\)', file.read_text()))
+            if "tests" not in file.parts:
+                names.update(re.findall(r'point\)?\("([a-z]+\.[a-z_.]+)"\)', file.read_text()))
     return sorted(names)
 
 
@@ -79,7 +80,7 @@ class Run:
         self.broker.env |= {"ISOBAR_SEGMENT_BYTES": str(8 << 20), "ISOBAR_SNAPSHOT_AFTER_BYTES": str(256 << 10)}
         self.load = Load(self.recorder, self.broker.bootstrap, TOPICS, args.seed)
         self.load.rate = args.rate
-        self.points = list(args.point_names)
+        self.points = self.random.sample(args.point_names, len(args.point_names))
         self.misses = collections.Counter()
         self.kills = 0
         self.starts = []
@@ -179,6 +180,18 @@ class Run:
         self.broker.kill()
         self.volume.remount()
 
+    def half_made(self):
+        """First starts that end in the midst of making the directory; the next start makes the rest."""
+        for name in self.points[:4]:
+            if not self.start(f"{name}:1"):
+                self.recorder.add(0, "fault", kind="crash-point", point=name)
+                self.kills += 1
+                self.broker.kill()
+                self.start()
+                self.recorder.add(0, "restart")
+            self.kill()
+            shutil.rmtree(self.broker.data)
+
     def all_power_cuts(self):
         for turn in range(self.args.power_cuts):
             self.cut_power(self.points[turn // 2 % len(self.points)] if self.points and turn % 2 else None)
@@ -197,6 +210,7 @@ class Run:
                 print(f"{self.kills} kills, {self.recorder.acks} acknowledgements", flush=True)
 
     def run(self):
+        self.half_made()
         self.start()
         self.create_topics()
         clients = [*senders(self.load), Reader(self.load, 11), Reader(self.load, 12), Member(self.load, 21),
