@@ -1,6 +1,7 @@
 //! The `isobar` command.
 
 mod cli;
+mod demo;
 mod dev;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     runtime.block_on(async {
         match cli.command {
             Command::Dev(args) => dev::run(args).await,
+            Command::Demo(args) => demo::run(args).await,
             other => Err(format!("{other:?} is not built yet").into()),
         }
     })

@@ -56,17 +56,26 @@ const FLIGHT: usize = 10;
 /// Ticks off what came back, and refuses what is not as it was sent.
 pub(crate) struct Checklist<'a> {
     flights: &'a Flights,
-    seen: Vec<bool>,
+    /// Where each row was found: partition and offset.
+    seen: Vec<Option<(i32, i64)>>,
     right: usize,
+    redelivered: u64,
 }
 
 impl<'a> Checklist<'a> {
     pub(crate) fn new(flights: &'a Flights) -> Self {
-        Self { flights, seen: vec![false; flights.len()], right: 0 }
+        Self { flights, seen: vec![None; flights.len()], right: 0, redelivered: 0 }
     }
 
-    /// A record that was read: which row it says it is, its key, its value.
-    pub(crate) fn check(&mut self, index: usize, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<(), Failure> {
+    /// A record that was read: which row it says it is, its place, key and value. False if the very same record was
+    /// delivered before, as a group may after a rebalance.
+    pub(crate) fn check(
+        &mut self,
+        index: usize,
+        place: (i32, i64),
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<bool, Failure> {
         let Some(row) = self.flights.row(index) else {
             return Err(format!("a record came back that says it is row {index}, which was never sent").into());
         };
@@ -76,15 +85,28 @@ impl<'a> Checklist<'a> {
         if key != Some(Flights::key(row).as_slice()) {
             return Err(format!("row {index} came back with another key").into());
         }
-        if std::mem::replace(&mut self.seen[index], true) {
-            return Err(format!("row {index} came back twice").into());
+        match self.seen[index] {
+            None => {
+                self.seen[index] = Some(place);
+                self.right += 1;
+                Ok(true)
+            }
+            Some(before) if before == place => {
+                self.redelivered += 1;
+                Ok(false)
+            }
+            Some(before) => {
+                Err(format!("row {index} is in the log twice, at (partition, offset) {before:?} and {place:?}").into())
+            }
         }
-        self.right += 1;
-        Ok(())
     }
 
     pub(crate) fn right(&self) -> usize {
         self.right
+    }
+
+    pub(crate) fn redelivered(&self) -> u64 {
+        self.redelivered
     }
 
     pub(crate) fn is_complete(&self) -> bool {
@@ -110,11 +132,12 @@ mod tests {
         let mut list = Checklist::new(&flights);
         let row = flights.row(5).unwrap();
         let key = Flights::key(row);
-        list.check(5, Some(&key), Some(row)).unwrap();
-        assert!(list.check(5, Some(&key), Some(row)).is_err(), "twice");
-        assert!(list.check(6, Some(&key), Some(row)).is_err(), "another row's content");
-        assert!(list.check(usize::MAX, Some(&key), Some(row)).is_err(), "no such row");
-        assert!(list.check(7, None, flights.row(7)).is_err(), "no key");
+        assert!(list.check(5, (0, 9), Some(&key), Some(row)).unwrap());
+        assert!(!list.check(5, (0, 9), Some(&key), Some(row)).unwrap(), "delivered again");
+        assert!(list.check(5, (0, 10), Some(&key), Some(row)).is_err(), "twice in the log");
+        assert!(list.check(6, (0, 11), Some(&key), Some(row)).is_err(), "another row's content");
+        assert!(list.check(usize::MAX, (0, 12), Some(&key), Some(row)).is_err(), "no such row");
+        assert!(list.check(7, (0, 13), None, flights.row(7)).is_err(), "no key");
         assert_eq!(list.right(), 1);
         assert!(!list.is_complete());
     }
