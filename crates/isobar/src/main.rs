@@ -3,6 +3,11 @@
 mod cli;
 mod demo;
 mod dev;
+mod dump;
+mod group;
+mod output;
+mod records;
+mod topic;
 
 use std::process::ExitCode;
 
@@ -22,11 +27,17 @@ fn main() -> ExitCode {
     }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough.
+        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&*error);
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
@@ -35,7 +46,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         match cli.command {
             Command::Dev(args) => dev::run(args).await,
             Command::Demo(args) => demo::run(args).await,
-            other => Err(format!("{other:?} is not built yet").into()),
+            Command::Topic(command) => topic::run(command).await,
+            Command::Produce(args) => records::produce(args).await,
+            Command::Consume(args) => records::consume(args).await,
+            Command::Group(command) => group::run(command).await,
+            Command::Dump(args) => dump::run(&args),
         }
     })
 }

@@ -153,6 +153,7 @@ const NODE_FORMAT_VERSION: u32 = 1;
 pub struct Node {
     broker: Arc<RunningBroker>,
     quorum: Quorum,
+    wal: LocalReplica,
     uploader: Arc<OnceLock<Uploader>>,
     deleter: Deleter,
     admin: Option<Admin>,
@@ -204,10 +205,11 @@ impl Node {
         };
         let broker = Arc::new(RunningBroker::start(host, options.broker.clone(), parts).await?);
         let proposer: Arc<dyn Proposer> = Arc::new(Proposing { image: live, session: broker.proposer() });
-        let _ = uploader.set(start_uploader(host, &options, wal, bucket.clone(), Arc::clone(&proposer)));
+        let _ =
+            uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
         let deleter = Deleter::start(host, bucket, proposer, DeleterOptions::default());
         let admin = start_admin(host, &options, registry, &broker).await?;
-        Ok(Self { broker, quorum, uploader, deleter, admin, store_metrics, _lock: lock })
+        Ok(Self { broker, quorum, wal, uploader, deleter, admin, store_metrics, _lock: lock })
     }
 
     /// Where Kafka clients connect.
@@ -251,6 +253,7 @@ impl Node {
         }
         self.deleter.stop().await;
         self.broker.stop();
+        self.wal.close().await;
         self.quorum.shutdown().await?;
         Ok(())
     }

@@ -22,7 +22,8 @@ impl Flights {
         let mut rows = Vec::with_capacity(340_000);
         let mut start = 0;
         while start < text.len() {
-            let end = text[start..].iter().position(|&byte| byte == b'\n').map_or(text.len(), |at| start + at);
+            let end =
+                text[start..].iter().position(|&byte| byte == b'\n').map_or(text.len(), |at| start + at);
             rows.push(start..end);
             start = end + 1;
         }
@@ -77,7 +78,9 @@ impl<'a> Checklist<'a> {
         value: Option<&[u8]>,
     ) -> Result<bool, Failure> {
         let Some(row) = self.flights.row(index) else {
-            return Err(format!("a record came back that says it is row {index}, which was never sent").into());
+            return Err(
+                format!("a record came back that says it is row {index}, which was never sent").into()
+            );
         };
         if value != Some(row) {
             return Err(format!("row {index} came back with other content").into());
@@ -95,9 +98,10 @@ impl<'a> Checklist<'a> {
                 self.redelivered += 1;
                 Ok(false)
             }
-            Some(before) => {
-                Err(format!("row {index} is in the log twice, at (partition, offset) {before:?} and {place:?}").into())
-            }
+            Some(before) => Err(format!(
+                "row {index} is in the log twice, at (partition, offset) {before:?} and {place:?}"
+            )
+            .into()),
         }
     }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use isobar_client::{
-    Client, ClientConfig, Delivery, GroupConfig, GroupConsumer, NewTopic, OutgoingRecord, Producer, ProducerConfig,
-    TopicPartition, partition_for_key,
+    Client, ClientConfig, Delivery, GroupConfig, GroupConsumer, NewTopic, OutgoingRecord, Producer,
+    ProducerConfig, TopicPartition, partition_for_key,
 };
 use isobar_host::Host;
 use isobar_node::node::{Node, NodeOptions};
@@ -66,7 +66,11 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
     options.broker.listen.clone_from(&args.listen);
     let started = Instant::now();
     let node = Node::start(&host, options).await?;
-    say(&format!("it serves Kafka clients on {} after {} ms", node.local_addr(), started.elapsed().as_millis()));
+    say(&format!(
+        "it serves Kafka clients on {} after {} ms",
+        node.local_addr(),
+        started.elapsed().as_millis()
+    ));
 
     let outcome = tokio::select! {
         biased;
@@ -74,7 +78,10 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
         outcome = load_and_check(&host, &node) => outcome,
     };
     if outcome.is_ok() && args.keep {
-        say(&format!("the broker stays: try  kcat -b {} -t {TOPIC} -C -c 3   (Ctrl-C stops it)", node.local_addr()));
+        say(&format!(
+            "the broker stays: try  kcat -b {} -t {TOPIC} -C -c 3   (Ctrl-C stops it)",
+            node.local_addr()
+        ));
         stop.wait().await;
     }
     node.stop().await?;
@@ -109,10 +116,14 @@ async fn load_and_check(host: &Host, node: &Node) -> Result<(), Failure> {
             node.store_requests("put"),
             node.store_requests("get")
         ),
-        format!("your own client: bootstrap.servers={addr}, topic {TOPIC} (with --keep; or run `isobar dev`)"),
+        format!(
+            "your own client: bootstrap.servers={addr}, topic {TOPIC} (with --keep; or run `isobar dev`)"
+        ),
     ];
     if redelivered > 0 {
-        lines.push(format!("{redelivered} records were delivered again after the group's rebalance, as Kafka's are"));
+        lines.push(format!(
+            "{redelivered} records were delivered again after the group's rebalance, as Kafka's are"
+        ));
     }
     if !flushed {
         lines.push("some of it was read from the WAL: its upload had not finished".to_owned());
@@ -121,7 +132,11 @@ async fn load_and_check(host: &Host, node: &Node) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn load(host: &Host, client: &Client, flights: &Arc<Flights>) -> Result<(Leg, Histogram<u64>), Failure> {
+async fn load(
+    host: &Host,
+    client: &Client,
+    flights: &Arc<Flights>,
+) -> Result<(Leg, Histogram<u64>), Failure> {
     let config = ProducerConfig {
         linger: Duration::from_millis(1),
         batch_bytes: 64 << 10,
@@ -196,13 +211,18 @@ async fn read_back(host: &Host, client: &Client, flights: &Flights) -> Result<(L
     let mut bytes = 0;
     while !checklist.is_complete() {
         let batch = tokio::time::timeout(PATIENCE, back.recv()).await.map_err(|_| {
-            format!("{} of {} records came back, then none for {PATIENCE:?}", checklist.right(), flights.len())
+            format!(
+                "{} of {} records came back, then none for {PATIENCE:?}",
+                checklist.right(),
+                flights.len()
+            )
         })?;
         for record in batch.ok_or("the group's members ended early")?? {
             let row = record.row.ok_or("a record came back without its row")?;
             let place = (record.partition, record.offset);
             if checklist.check(row, place, record.key.as_deref(), record.value.as_deref())? {
-                bytes += (record.key.map_or(0, |key| key.len()) + record.value.map_or(0, |value| value.len())) as u64;
+                bytes += (record.key.map_or(0, |key| key.len()) + record.value.map_or(0, |value| value.len()))
+                    as u64;
                 progress.step();
             }
         }
@@ -231,7 +251,11 @@ async fn consume(
                 let mut records = Vec::new();
                 let partition = fetched.at.partition;
                 let each = |record: &isobar_protocol::records::Record<'_>| {
-                    let row = record.headers.clone().find(|(name, _)| *name == ROW_HEADER.as_bytes()).and_then(|(_, row)| row);
+                    let row = record
+                        .headers
+                        .clone()
+                        .find(|(name, _)| *name == ROW_HEADER.as_bytes())
+                        .and_then(|(_, row)| row);
                     records.push(Back {
                         partition,
                         offset: record.offset,
@@ -288,7 +312,11 @@ impl Progress {
         let mut out = std::io::stdout();
         let percent = self.done * 100 / self.total.max(1);
         // A closed terminal is no reason to stop.
-        let _ = write!(out, "{before}{:>7} of {} flights {} ({percent} %){after}", self.done, self.total, self.what);
+        let _ = write!(
+            out,
+            "{before}{:>7} of {} flights {} ({percent} %){after}",
+            self.done, self.total, self.what
+        );
         let _ = out.flush();
     }
 }
