@@ -189,3 +189,16 @@ fn log_append_time_is_the_entrys() {
     let plain_topic = rig.topic(broker.0, "u", 1);
     assert_eq!(rig.commit(broker, (plain_topic, 0), vec![plain(0, 1)])[0].log_append_time_ms, -1);
 }
+
+#[test]
+fn a_topic_is_written_in_the_lane_of_its_classes_only() {
+    let mut rig = Rig::new();
+    let broker = rig.broker(1);
+    let mut topic = rig.new_topic("t", 1);
+    topic.placement = PlacementId(1);
+    let topic_id = topic.topic_id;
+    rig.create(broker.0, topic);
+    let result = rig.commit(broker, (topic_id, 0), vec![plain(0, 1)]);
+    assert_eq!(result[0].error_code, codes::NOT_LEADER_OR_FOLLOWER);
+    assert_eq!(rig.view(topic_id, 0).high_watermark, 0);
+}

@@ -42,7 +42,7 @@ fn filled(placement: u32, counts: &[u32]) -> (Rig, (SessionId, StreamId), TopicI
 
 #[test]
 fn a_run_takes_the_place_of_its_chunks() {
-    let (mut rig, (session, stream), topic, [a, b, _]) = filled(0, &[5, 5, 5]);
+    let (mut rig, (session, stream), topic, [a, b, c]) = filled(0, &[5, 5, 5]);
     let committed = rig.upload(session, a, ONE, vec![run_of(topic, 0, 0, 9)]);
     assert_eq!(committed.applied, [0]);
     assert_eq!(released(&rig), [1, 2]);
@@ -56,6 +56,9 @@ fn a_run_takes_the_place_of_its_chunks() {
     assert_eq!((committed.error_code, committed.applied.len()), (0, 0));
     assert_eq!(state(&rig, b), ObjectState::Unreferenced);
     assert_eq!(state(&rig, a), ObjectState::Committed);
+    // To another store it is late: what has left the WAL is copied by mirroring, not by uploads.
+    assert!(rig.upload(session, c, TWO, vec![run_of(topic, 0, 0, 4)]).applied.is_empty());
+    assert_eq!(state(&rig, c), ObjectState::Unreferenced);
 }
 
 #[test]

@@ -134,6 +134,20 @@ fn an_old_id_may_start_anywhere_once_it_may_be_forgotten() {
     assert_eq!(send(&mut rig, young, 1, 77), 0);
 }
 
+#[test]
+fn a_deleted_topics_producers_are_gone() {
+    let mut rig = Rig::new();
+    let broker = rig.broker(1);
+    let topic = rig.topic(broker.0, "t", 1);
+    let shard = rig.machine.view().shard_of(PartitionKey::new(topic, 0));
+    let id = grant(&mut rig, broker.0);
+    rig.commit(broker, (topic, 0), vec![idempotent(id, 0, 0, 5)]);
+    rig.control(broker.0, Command::DeleteTopics(DeleteTopics { topic_ids: vec![topic] }));
+    pass(&mut rig, 2 * DAY_MS);
+    let expired = rig.leader(Command::ExpireProducers(ExpireProducers { shard }));
+    assert!(matches!(&expired, CommandResult::Expired(e) if e.count == 0 && !e.held), "{expired:?}");
+}
+
 /// First and last sequence, and offset.
 type Accepted = (i32, i32, i64);
 

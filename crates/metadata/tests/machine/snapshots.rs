@@ -76,3 +76,20 @@ fn long_lists_come_in_parts() {
     });
     assert!(pieces > 6);
 }
+
+#[test]
+fn the_hash_covers_effects_results_and_their_order() {
+    let hash = |names: &[&str]| {
+        let mut rig = Rig::new();
+        let session = rig.register(1, "");
+        for name in names {
+            let topic = rig.new_topic(name, 1);
+            rig.create(session, topic);
+        }
+        rig.machine.rolling_hash()
+    };
+    // Refused for different reasons: no effects, other results.
+    assert_ne!(hash(&[""]), hash(&["/"]));
+    assert_ne!(hash(&["a", "b"]), hash(&["b", "a"]));
+    assert_eq!(hash(&["a", "b"]), hash(&["a", "b"]));
+}
