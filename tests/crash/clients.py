@@ -1,10 +1,12 @@
 """The load: real producers, readers and group members (librdkafka), each a thread that records what it saw."""
 
+import contextlib
 import random
 import threading
 import time
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from history import id_of, sum_of, value_of
 
@@ -125,6 +127,7 @@ class Sender(Client):
         records = []
         for record_id in self.recorder.ids(count):
             size = self.random.choice((0, 10, 100, 100, 1000, 1000, 5000))
+            size = 300_000 if self.random.random() < 0.001 else size
             key = None if self.random.random() < 0.3 else f"k{record_id % 100}".encode()
             headers = [("h", str(record_id).encode()), ("h", b"")] if self.random.random() < 0.2 else []
             value = value_of(record_id, size)
@@ -317,6 +320,37 @@ class Observer(Client):
                 more = {"offset": tp.offset} if tp.offset >= 0 else {}
                 self.recorder.add(self.number, "committed", group=GROUP, topic=tp.topic, partition=tp.partition,
                                   began=began, **more)
+
+
+class Churner(Client):
+    """Makes topics, fills them and deletes them: their bytes lie beside those that must stay. Not in the history."""
+
+    def work(self):
+        admin = AdminClient(self.config())
+        producer = Producer(self.config(**{"message.timeout.ms": 5_000}))
+        turn = 0
+        while not self.load.stop_sending.wait(0.5):
+            turn += 1
+            # A name comes back, with another id.
+            name = f"churn-{turn % 3}"
+            if not self.done(admin.create_topics([NewTopic(name, 2, 1)], operation_timeout=5, request_timeout=5)):
+                continue
+            # The client may not know the topic yet, or know it as deleted.
+            with contextlib.suppress(KafkaException):
+                for n in range(100):
+                    producer.produce(name, value=bytes(1000), partition=n % 2)
+            producer.flush(6)
+            self.done(admin.delete_topics([name], operation_timeout=5, request_timeout=5))
+
+    @staticmethod
+    def done(futures):
+        """Any refusal will do: the answer to the first try may have been lost."""
+        try:
+            for future in futures.values():
+                future.result(10)
+            return True
+        except KafkaException as e:
+            return e.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
 
 
 def drain(load, number, timeout=120.0, last=True):

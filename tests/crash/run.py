@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "lib"), str(HERE.parent / "powercut")]
 
 from broker import CACHE, Broker, BrokerError  # noqa: E402
-from clients import Client, Load, Member, Observer, Reader, Sender, drain  # noqa: E402
+from clients import Churner, Client, Load, Member, Observer, Reader, Sender, drain  # noqa: E402
 from history import Recorder  # noqa: E402
 
 # Room for a journal, a Raft log and the objects of some minutes.
@@ -214,7 +214,7 @@ class Run:
         self.start()
         self.create_topics()
         clients = [*senders(self.load), Reader(self.load, 11), Reader(self.load, 12), Member(self.load, 21),
-                   Member(self.load, 22), Observer(self.load, 31)]
+                   Member(self.load, 22), Observer(self.load, 31), Churner(self.load, 32)]
         for client in clients:
             client.start()
         time.sleep(1)
@@ -226,7 +226,7 @@ class Run:
         self.recorder.add(0, "restart")
         time.sleep(1)
         self.load.stop_sending.set()
-        self.join(clients, Sender, 90)
+        self.join(clients, (Sender, Churner), 90)
         self.load.stop.set()
         self.join(clients, Client, 30)
         # All of it can be read while it lives; then, judged: what a clean stop and a start leave.
