@@ -64,9 +64,6 @@ impl Engine {
         for path in &survey.leftovers {
             disk.remove(path).map_err(JournalError::io(path))?;
         }
-        // Names that were changed before may be seen and yet not be durable; from here on they are relied on.
-        disk.sync_dir(dir).map_err(JournalError::io(dir))?;
-        (machine.point)("journal.recover.named");
         let spares = spares_of(&*disk, &survey.spares)?;
         let mut engine = assemble(machine, dir, options, lives, survey, judged, (spares, pool));
         match engine.keeper.claim() {

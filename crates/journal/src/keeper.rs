@@ -1,8 +1,8 @@
 //! Prepares segments ahead, puts recycled ones away, claims the life: everything slow that no append should wait for.
 //!
 //! Order of effects
-//! - A new file is filled with zeroes and synced under a name that means nothing, gets its header, is synced again, and
-//!   only then its name as a segment; the directory is synced before the writer hears of it. So a segment that has
+//! - A new file is filled with zeroes under a name that means nothing, gets its header, is synced, and only then gets
+//!   its name as a segment; the directory is synced before the writer hears of it. So a segment that has
 //!   frames is whole, and a synced frame's file cannot lose its name.
 //! - A recycled file gives up its name as a segment, durably, before anything in it is overwritten. So a file with a
 //!   segment's name never has another's header.
@@ -110,7 +110,8 @@ impl Keeper {
         }
     }
 
-    /// Makes this life's number durable before it is used.
+    /// Makes this life's number durable before it is used; and with it all names in the directory, of which some may
+    /// have been seen at opening and yet not have been durable (`write_durable` syncs the directory).
     pub(crate) fn claim(&mut self) -> Result<(), JournalError> {
         let shared = &self.shared;
         let lowest = shared.segments.read().keys().next().copied().unwrap_or(self.start);
@@ -203,7 +204,6 @@ impl Keeper {
             file.write_at(&[IoSlice::new(&zeroes[..len as usize])], at)?;
             at += len;
         }
-        file.sync_data()?;
         Ok(file)
     }
 
