@@ -70,13 +70,18 @@ pub(crate) async fn metadata(
         .with_cluster_authorized_operations(NO_OPERATIONS)
 }
 
+/// The name asked for; `None` if the topic is asked for by id. (Java's Admin sends an empty name beside an id.)
+fn name_of(topic: &MetadataRequestTopic) -> Option<&TopicName> {
+    topic.name.as_ref().filter(|_| topic.topic_id.is_nil())
+}
+
 async fn named(
     broker: &Arc<Broker>,
     asked: Vec<MetadataRequestTopic>,
     zone: &str,
     may_create: bool,
 ) -> Vec<MetadataResponseTopic> {
-    let find = |image: &Image, topic: &MetadataRequestTopic| match &topic.name {
+    let find = |image: &Image, topic: &MetadataRequestTopic| match name_of(topic) {
         Some(name) => image.topic_by_name(name).cloned(),
         None => image.topic(TopicId(topic.topic_id)).cloned(),
     };
@@ -89,7 +94,7 @@ async fn named(
         if barrier_error.is_none() && may_create {
             let names: Vec<String> = broker.image.with(|image| {
                 let missing = asked.iter().filter(|topic| find(image, topic).is_none());
-                missing.filter_map(|topic| Some(topic.name.as_ref()?.to_string())).collect()
+                missing.filter_map(|topic| Some(name_of(topic)?.to_string())).collect()
             });
             refusals = topics::auto_create(broker, names).await;
         }
@@ -108,7 +113,7 @@ fn absent(
     refusals: &BTreeMap<String, ErrorCode>,
     barrier_error: Option<ErrorCode>,
 ) -> MetadataResponseTopic {
-    let error = match (&topic.name, barrier_error) {
+    let error = match (name_of(topic), barrier_error) {
         (_, Some(error)) => error,
         (None, _) => ErrorCode::UnknownTopicId,
         (Some(name), _) if !topics::is_valid_name(name) => ErrorCode::InvalidTopicException,
