@@ -1,1 +1,52 @@
-//! Stub.
+//! The metadata quorum: openraft on the journal.
+//!
+//! Owns: one member of one Raft group; its log (a [journal](isobar_journal)), its snapshots, the running metadata state
+//! machine, and the effects that come out of it.
+//!
+//! Promises
+//! 1. A command that was answered with a result is committed, synced on a quorum, and applied here; whoever reads after
+//!    a [barrier](Quorum::barrier) sees it.
+//! 2. Every command is answered exactly once; an error says whether it may have happened ([`ProposeError`]).
+//! 3. Commands are applied in the order of the calls; effects come out in the order of application, without gaps.
+//! 4. Nothing that was promised to the group (a vote, a flushed entry) is forgotten by a crash, and a directory that has
+//!    forgotten is refused.
+//!
+//! May not know: Kafka, sockets of clients, what a command means.
+//!
+//! How a command walks: [`Quorum::propose_with`] queues it (`propose`); one task on the raft thread groups what waits
+//! into an entry and hands it to openraft; openraft appends it (`log_store`), the journal's thread writes and syncs it,
+//! openraft commits it and the worker applies it (`machine`): effects into the ring (`effects`), then the answer, on the
+//! same thread. Two threads, two wakes.
+//!
+//! Determinism: openraft runs on its deterministic runtime, seeded from the host, in both worlds ([`types`]). Its selects
+//! are biased and its maps ordered, so in the simulation a seed gives one run. What is left to chance in reality: the
+//! interleaving with the journal's thread and the callers' threads.
+
+mod barrier;
+mod effects;
+mod error;
+mod format;
+mod inspect;
+mod keeper;
+mod log;
+mod log_store;
+mod machine;
+mod metrics;
+mod network;
+mod propose;
+mod quorum;
+pub mod records;
+mod snapshots;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+pub use effects::{EffectStream, Lagged};
+pub use error::{ProposeError, RaftError};
+pub use format::FormatRecord;
+pub use inspect::{Inspected, inspect};
+pub use metrics::RaftMetrics;
+pub use quorum::{Quorum, QuorumOptions};
+pub use snapshots::SnapshotHeader;
+pub use types::Peer;

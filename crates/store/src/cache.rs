@@ -4,7 +4,8 @@
 //! implementation will be memory and local disk.
 //!
 //! Invariants
-//! 1. A block never changes: objects never do, and their ids are used once. So nothing is ever removed but for room.
+//! 1. A block never changes: objects never do, and their ids are used once. So nothing is removed but for room, and where its
+//!    bytes turned out to be damaged on their way from the store.
 //! 2. One load of a block is under way at a time, however many ask; the load belongs to nobody who asks, so it ends
 //!    though all of them have left.
 //! 3. At most `max_bytes` are kept, loads under way and blocks still in a reader's hands not counted.
@@ -88,6 +89,9 @@ pub type Load = Box<dyn FnOnce() -> BoxFuture<'static, Result<Bytes, StoreError>
 pub trait BlockCache: Send + Sync {
     /// The block, from the cache or else by `load`.
     async fn get(&self, key: BlockKey, load: Load) -> Result<Arc<Block>, StoreError>;
+
+    /// Drops a block whose bytes are not what was written, so that the next one who asks loads it again.
+    fn evict(&self, key: BlockKey);
 }
 
 type Outcome = Option<Result<Arc<Block>, StoreError>>;
@@ -232,4 +236,18 @@ impl BlockCache for MemoryCache {
             Err(_) => Err(StoreError::Stopping),
         }
     }
+
+    fn evict(&self, key: BlockKey) {
+        let mut state = self.shared.state.lock();
+        if let Some(Slot::Ready { block, stamp }) = state.slots.get(&key) {
+            let (len, stamp) = (block.bytes.len(), *stamp);
+            state.slots.remove(&key);
+            state.order.remove(&stamp);
+            state.bytes -= len;
+            self.shared.metrics.cache_bytes.set(state.bytes as u64);
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -468,3 +468,6 @@ fn decode_run(proto: &RunProto) -> Result<Run, FormatError> {
         batches,
     })
 }
+
+#[cfg(test)]
+mod tests;

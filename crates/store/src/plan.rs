@@ -114,3 +114,6 @@ pub fn plan(candidates: &[Candidate<'_>], store: StoreId, limits: Limits) -> Vec
     runs.sort_by_key(|run| (run.key, run.base_offset()));
     runs
 }
+
+#[cfg(test)]
+mod tests;

@@ -112,46 +112,26 @@ impl ObjectReader {
     }
 
     /// Batches of the run from the one that holds `offset` on, as few slices as possible, each of whole batches.
+    ///
+    /// Where bytes are not what was written, the blocks are fetched once more: damage on the way passes, damage in the
+    /// store does not.
     pub async fn read(
         &self,
         run: ReadObject,
         offset: i64,
         max_bytes: usize,
     ) -> Result<Vec<Bytes>, StoreError> {
-        let mut walk = Walk { reader: self, run: &run, position: run.range.start, block: None };
-        if let Some(&position) = self.hints.lock().places.get(&(run.object, run.range.start, offset)) {
-            walk.position = position;
+        let hint = self.hints.lock().places.get(&(run.object, run.range.start, offset)).copied();
+        let mut walk = Walk::new(self, &run, hint);
+        let error = match walk.read(offset, max_bytes).await {
+            Err(error @ StoreError::Damaged { .. }) => error,
+            other => return other,
+        };
+        tracing::warn!(%error, "fetching damaged blocks again");
+        for block in std::mem::take(&mut walk.touched) {
+            self.cache.evict(BlockKey { object: run.object, block });
         }
-        let mut found = Found::default();
-        let mut next_offset = None;
-        while walk.position < run.range.end {
-            let (block, at) = walk.block_at(walk.position).await?;
-            let header = walk.header(&block, at).await?;
-            let bytes = header.total_bytes();
-            if header.last_offset() < offset {
-                walk.position += bytes as u64;
-                continue;
-            }
-            if found.bytes > 0 && found.bytes + bytes > max_bytes {
-                break;
-            }
-            walk.take(&block, at, bytes, &mut found).await?;
-            walk.position += bytes as u64;
-            next_offset = Some(header.next_offset());
-            if found.bytes >= max_bytes {
-                break;
-            }
-        }
-        found.close();
-        match next_offset {
-            Some(next) => {
-                if walk.position < run.range.end {
-                    self.hints.lock().note((run.object, run.range.start, next), walk.position);
-                }
-                Ok(found.parts)
-            }
-            None => Err(walk.damaged(format!("offset {offset} is not in the run"))),
-        }
+        Walk::new(self, &run, None).read(offset, max_bytes).await
     }
 
     async fn block(&self, object: ObjectId, block: u32) -> Result<Arc<Block>, StoreError> {
@@ -172,9 +152,46 @@ struct Walk<'a> {
     run: &'a ReadObject,
     position: u64,
     block: Option<(u32, Arc<Block>)>,
+    touched: Vec<u32>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(reader: &'a ObjectReader, run: &'a ReadObject, hint: Option<u64>) -> Self {
+        Self { reader, run, position: hint.unwrap_or(run.range.start), block: None, touched: Vec::new() }
+    }
+
+    async fn read(&mut self, offset: i64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        let run = self.run;
+        let mut found = Found::default();
+        let mut next_offset = None;
+        while self.position < run.range.end {
+            let (block, at) = self.block_at(self.position).await?;
+            let header = self.header(&block, at).await?;
+            let bytes = header.total_bytes();
+            if header.last_offset() < offset {
+                self.position += bytes as u64;
+                continue;
+            }
+            if found.bytes > 0 && found.bytes + bytes > max_bytes {
+                break;
+            }
+            self.take(&block, at, bytes, &mut found).await?;
+            self.position += bytes as u64;
+            next_offset = Some(header.next_offset());
+            if found.bytes >= max_bytes {
+                break;
+            }
+        }
+        found.close();
+        let Some(next) = next_offset else {
+            return Err(self.damaged(format!("offset {offset} is not in the run")));
+        };
+        if self.position < run.range.end {
+            self.reader.hints.lock().note((run.object, run.range.start, next), self.position);
+        }
+        Ok(found.parts)
+    }
+
     fn damaged(&self, why: String) -> StoreError {
         let why = format!("{why} (run at {:?}, position {})", self.run.range, self.position);
         StoreError::Damaged { key: object_key(self.run.object), why }
@@ -187,6 +204,7 @@ impl Walk<'_> {
             Some((known, block)) if *known == number => Arc::clone(block),
             _ => {
                 let block = self.reader.block(self.run.object, number).await?;
+                self.touched.push(number);
                 self.block = Some((number, Arc::clone(&block)));
                 block
             }
@@ -251,3 +269,6 @@ impl Walk<'_> {
         Ok(copy.freeze())
     }
 }
+
+#[cfg(test)]
+mod tests;

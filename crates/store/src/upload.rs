@@ -276,6 +276,7 @@ impl Work {
         self.note_waiting(waiting);
         let candidates: Vec<_> = in_wal
             .iter()
+            .filter(|view| may_hold(image, view, self.options.store))
             .filter(|view| self.suspects.get(&view.key()).is_none_or(|suspect| suspect.until <= now))
             .map(|view| Candidate { view, from: from.get(&view.key()).copied().unwrap_or(0) })
             .collect();
@@ -375,6 +376,12 @@ impl Work {
         let jitter = self.parts.host.random_u64() % (longest.as_millis() as u64 / 2 + 1);
         self.not_before = Instant::now() + longest / 2 + Duration::from_millis(jitter);
     }
+}
+
+/// Whether the topic's placement lets its bytes into this store.
+fn may_hold(image: &Image, view: &PartitionView, store: StoreId) -> bool {
+    let placement = image.topic(view.topic_id).and_then(|topic| image.placement(topic.placement));
+    placement.is_some_and(|placement| placement.allow.is_empty() || placement.allow.contains(&store))
 }
 
 /// One object, from the WAL to its commit.

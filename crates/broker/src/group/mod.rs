@@ -167,7 +167,7 @@ async fn find(
     if_absent: IfAbsent,
 ) -> Result<Option<Arc<Coordinated>>, GroupError> {
     let groups = &broker.groups;
-    if *broker.draining.borrow() {
+    if *broker.draining.borrow() || is_fenced(broker) {
         return Err(GroupError::NotCoordinator);
     }
     if let Some(coordinated) = groups.loaded_group(group) {
@@ -182,6 +182,11 @@ async fn find(
         groups.drop_slot(group, |other| Arc::ptr_eq(other, &slot) && !other.initialized());
     }
     loaded.cloned().map(Some)
+}
+
+/// Has another life of this node, or the leader, ended this session? Then others may coordinate its groups by now.
+fn is_fenced(broker: &Broker) -> bool {
+    broker.image.with(|image| image.session(broker.session.id()).is_none_or(|session| session.is_fenced()))
 }
 
 /// Does metadata know the group? A no is certain.

@@ -8,7 +8,7 @@ use isobar_metadata::command::ExpireOffsets;
 use isobar_metadata::{Command, CommandResult, SessionId};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{IfAbsent, claim, coordinator_of, find};
+use super::{IfAbsent, claim, coordinator_of, find, is_fenced};
 use crate::Broker;
 
 /// How often the set of live brokers is looked at.
@@ -45,17 +45,20 @@ fn until_drained(
 async fn hand_over(broker: Arc<Broker>) {
     let mut draining = broker.draining.clone();
     let _ = draining.wait_for(|draining| *draining).await;
-    loop {
-        let loaded = broker.groups.loaded();
-        if loaded.is_empty() {
-            return;
-        }
-        for group in loaded {
-            let _ = group.handle(&broker, Event::Unload(GroupError::NotCoordinator));
-        }
-        // A group that was being loaded just now is unloaded, too.
+    // A group that was being loaded just now is unloaded, too.
+    while unload_all(&broker) {
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Sends everyone who waits to another coordinator. False: no group was loaded.
+fn unload_all(broker: &Arc<Broker>) -> bool {
+    let loaded = broker.groups.loaded();
+    for group in &loaded {
+        // Gone: unloaded by someone else.
+        let _ = group.handle(broker, Event::Unload(GroupError::NotCoordinator));
+    }
+    !loaded.is_empty()
 }
 
 /// Fires the machines' timers.
@@ -101,6 +104,9 @@ async fn take_over(broker: Arc<Broker>) {
             broker.image.with(|image| image.brokers().iter().map(|s| s.session).collect());
         if live != known && take_over_orphans(&broker).await.is_ok() {
             known = live;
+        }
+        if is_fenced(&broker) {
+            unload_all(&broker);
         }
         sleep(LOOK_AGAIN).await;
     }

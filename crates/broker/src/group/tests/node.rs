@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 use crate::connection::{Answer, Client};
 use crate::{Broker, LiveImage, Metrics, Options, Parts, RunningBroker, dispatch};
 
-type Scenario = Box<dyn FnOnce(Kafka) -> Pin<Box<dyn Future<Output = ()> + Send>>>;
+type Scenario = Box<dyn FnOnce(Kafka) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 /// Virtual time that one life may take.
 const LIFE_STEPS: u64 = 120_000;
 

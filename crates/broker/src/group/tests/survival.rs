@@ -1,6 +1,7 @@
 //! Power cuts at any step: what a group was told stays true.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use isobar_host::sim::{SimDisk, World};
 use parking_lot::Mutex;
@@ -34,6 +35,8 @@ async fn life(kafka: Kafka, told: Arc<Mutex<Told>>) {
     told.lock().lives += 1;
     let mut member = String::new();
     loop {
+        // Without it a member alone would go round within one step for ever.
+        tokio::time::sleep(Duration::from_millis(1)).await;
         let joined = kafka.call(9, join_group("g", &member)).await;
         member = if joined.error_code == 25 { String::new() } else { joined.member_id.to_string() };
         if joined.error_code != 0 {
@@ -67,19 +70,19 @@ async fn life(kafka: Kafka, told: Arc<Mutex<Told>>) {
 #[test]
 fn power_cuts_at_any_step() {
     let (mut commits, mut lives) = (0, 0);
-    for seed in 0..12 {
+    for seed in 0..6 {
         let mut world = World::new(seed);
         world.add_node("a", Arc::new(SimDisk::new(seed)));
         let told: Arc<Mutex<Told>> = Arc::default();
-        for _ in 0..5 {
+        for _ in 0..4 {
             let shared = Arc::clone(&told);
             world.boot("a", |host| async move {
                 let running = Arc::new(boot(&host).await);
                 let broker = Arc::clone(&running.broker);
                 life(Kafka { broker, running: Some(running), notes: Arc::default() }, shared).await;
             });
-            // Dead members of former lives hold a rebalance up for as long as their rebalance timeout.
-            for _ in 0..25_000 + world.below(300) {
+            // A dead member of the life before holds the first rebalance up for its session timeout.
+            for _ in 0..6_500 + world.below(300) {
                 world.step();
             }
             world.crash("a");
@@ -88,5 +91,5 @@ fn power_cuts_at_any_step() {
         commits += told.lock().commits;
         lives += told.lock().lives;
     }
-    assert!(commits > 500 && lives > 50, "only {commits} commits in {lives} lives");
+    assert!(commits > 500 && lives > 15, "only {commits} commits in {lives} lives");
 }

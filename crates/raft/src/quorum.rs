@@ -1,0 +1,459 @@
+//! The handle on this member of the metadata quorum, and how it comes up and goes down.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use isobar_host::{BufferPool, Host, Spawner};
+use isobar_journal::{Journal, JournalMetrics};
+use isobar_metadata::{ClusterFormat, CommandResult, Envelope, Image, StateMachine};
+use openraft::{Config, ServerState, SnapshotPolicy};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::barrier::{self, Barriers};
+use crate::effects::{EffectStream, Ring};
+use crate::error::{ProposeError, RaftError};
+use crate::format::FormatRecord;
+use crate::keeper;
+use crate::log::{Log, Place};
+use crate::log_store::LogStore;
+use crate::machine::{Machine, MachineWorker};
+use crate::metrics::RaftMetrics;
+use crate::network::NoNetwork;
+use crate::propose::{self, Queue, Raft};
+use crate::records::FrameRecord;
+use crate::snapshots::Snapshots;
+use crate::types::{Membership, Peer, Runtime, SnapshotMeta};
+
+/// Longest wait for the leadership of a group of one, and for what is on its way at a stop.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// A fresh log is small and ready soon.
+const FIRST_SEGMENT_BYTES: u64 = 8 << 20;
+/// A segment must hold the largest frame.
+const LEAST_SEGMENT_BYTES: u64 = 8 << 20;
+/// Buffers for frames that are kept for reuse.
+const BUFFERS_KEPT_BYTES: usize = 8 << 20;
+
+/// How to start a member.
+#[derive(Debug, Clone)]
+pub struct QuorumOptions {
+    /// Its directory: the file `FORMAT`, `log/` and `snapshots/`.
+    pub dir: PathBuf,
+    /// Its node id in the group.
+    pub node_id: u64,
+    /// What to format an empty directory with, as a new group of one voter. `None`: an empty directory is an error.
+    /// Ignored if the directory is formatted already.
+    pub format: Option<ClusterFormat>,
+    /// Where other members reach it, `host:port`; may be empty in a group of one.
+    pub address: String,
+    /// Bytes of commands that may wait; more are refused with [`ProposeError::Busy`].
+    pub queue_bytes: usize,
+    /// Entries that may be on their way at once.
+    pub entries_in_flight: usize,
+    /// Bytes of recent log entries kept in memory.
+    pub log_cache_bytes: usize,
+    /// Bytes of recent effect batches kept for followers.
+    pub effects_bytes: usize,
+    /// A snapshot is due when the log since the last one exceeds this and that one's size.
+    pub snapshot_after_bytes: u64,
+    /// Size of a full-grown journal segment.
+    pub segment_bytes: u64,
+    /// Where the log's journal counts.
+    pub journal_metrics: JournalMetrics,
+}
+
+impl QuorumOptions {
+    /// The defaults for `dir`; an empty directory is an error.
+    pub fn new(dir: impl Into<PathBuf>, node_id: u64) -> Self {
+        Self {
+            dir: dir.into(),
+            node_id,
+            format: None,
+            address: String::new(),
+            queue_bytes: 64 << 20,
+            entries_in_flight: 4,
+            log_cache_bytes: 16 << 20,
+            effects_bytes: 64 << 20,
+            snapshot_after_bytes: 64 << 20,
+            segment_bytes: 32 << 20,
+            journal_metrics: JournalMetrics::default(),
+        }
+    }
+
+    fn check(&self) -> Result<(), RaftError> {
+        if self.entries_in_flight == 0 {
+            return Err(RaftError::BadOption("entries_in_flight is 0".to_owned()));
+        }
+        if self.segment_bytes < LEAST_SEGMENT_BYTES {
+            return Err(RaftError::BadOption(format!("segment_bytes is less than {LEAST_SEGMENT_BYTES}")));
+        }
+        if self.queue_bytes < isobar_metadata::command::MAX_ENTRY_BYTES {
+            return Err(RaftError::BadOption("queue_bytes is less than one entry".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// A member of the metadata quorum. Clones are the same member; when the last one is dropped without
+/// [`Quorum::shutdown`], it stops as in a crash.
+#[derive(Clone)]
+pub struct Quorum {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Arc<Queue>,
+    barriers: Arc<Barriers>,
+    machine: Arc<Machine>,
+    store: LogStore,
+    raft: Raft,
+    slots: Arc<Semaphore>,
+    options: QuorumOptions,
+    format: FormatRecord,
+    metrics: Arc<RaftMetrics>,
+    stop: watch::Sender<bool>,
+    host: Host,
+    spawner: Spawner,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn close(&self) {
+        self.queue.close();
+        self.barriers.close();
+        self.machine.ring.close();
+        self.stop.send_replace(true);
+    }
+}
+
+impl Quorum {
+    /// Opens the directory, replays it, and, in a group of one, takes the leadership and applies the whole log. When
+    /// this returns in such a group, commands and barriers are answered.
+    pub async fn start(host: &Host, options: QuorumOptions) -> Result<Self, RaftError> {
+        options.check()?;
+        let spawner = host.thread_runtime("raft").map_err(RaftError::disk(&options.dir))?;
+        let (host, own) = (host.clone(), spawner.clone());
+        on_runtime(&host.clone(), &spawner, async move { Self::open(host, options, own).await })
+            .await
+            .unwrap_or_else(|| Err(RaftError::Stopped("the raft runtime ended".to_owned())))
+    }
+
+    async fn open(host: Host, options: QuorumOptions, spawner: Spawner) -> Result<Self, RaftError> {
+        let mut format = claim_directory(&host, &options)?;
+        let metrics = Arc::new(RaftMetrics::default());
+        let store = open_log(&host, &options, &metrics).await?;
+        if format.bootstrapped && store.is_pristine() {
+            let what = "the log is gone; a voter that forgot its vote must join under a new id".to_owned();
+            return Err(RaftError::WrongDirectory { path: options.dir.join("log"), what });
+        }
+        let machine = Arc::new(open_machine(&host, &options, &format, &store, &metrics)?);
+
+        let config = raft_config(&format)?;
+        let worker = MachineWorker(Arc::clone(&machine));
+        let raft = Raft::new(options.node_id, Arc::new(config), NoNetwork, store.clone(), worker)
+            .await
+            .map_err(|fatal| RaftError::Stopped(fatal.to_string()))?;
+        take_lead(&raft, &machine, &options, &format, store.is_pristine()).await?;
+        if !format.bootstrapped {
+            format.bootstrapped = true;
+            format.write(&host, &options.dir)?;
+        }
+
+        let queue = Arc::new(Queue::new(options.queue_bytes, Arc::clone(&metrics)));
+        let barriers = Arc::new(Barriers::new(Arc::clone(&metrics)));
+        let slots = Arc::new(Semaphore::new(options.entries_in_flight));
+        let (stop, stopped) = watch::channel(false);
+        let seeded = |name, task| spawner.spawn(name, Runtime::scope(host.random_u64(), task));
+        seeded("raft-propose", boxed(propose::run(Arc::clone(&queue), Arc::clone(&slots), raft.clone(), host.clone())));
+        seeded("raft-barrier", boxed(barrier::run(Arc::clone(&barriers), raft.clone(), Arc::clone(&machine))));
+        seeded("raft-snapshot", boxed(keeper::run(Arc::clone(&machine), raft.clone(), stopped)));
+        let shared =
+            Shared { queue, barriers, machine, store, raft, slots, options, format, metrics, stop, host: host.clone(), spawner };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Proposes a command and waits for its result. Commands of one caller are applied in the order of its calls to
+    /// this or [`Quorum::propose_with`].
+    pub async fn propose(&self, command: Envelope) -> Result<CommandResult, ProposeError> {
+        let (tx, rx) = oneshot::channel();
+        self.propose_with(command, move |result| {
+            // The caller may have stopped waiting.
+            let _ = tx.send(result);
+        });
+        rx.await.unwrap_or(Err(ProposeError::Unknown { reason: "the metadata node stopped" }))
+    }
+
+    /// Proposes a command; `done` is called exactly once, on the raft thread after the command was applied, or at once
+    /// on this thread if it was refused. It must be short and must not block.
+    pub fn propose_with(
+        &self,
+        command: Envelope,
+        done: impl FnOnce(Result<CommandResult, ProposeError>) + Send + 'static,
+    ) {
+        self.shared.queue.push(command, Box::new(done));
+    }
+
+    /// Waits until everything that was acknowledged to anyone before this call is applied here (ReadIndex). Returns the
+    /// index that an image must have reached to show all of it.
+    pub async fn barrier(&self) -> Result<u64, ProposeError> {
+        self.shared.barriers.wait().await
+    }
+
+    /// An image of now, and every later effect batch.
+    pub fn subscribe(&self) -> (Image, EffectStream) {
+        self.shared.machine.subscribe()
+    }
+
+    /// Every effect batch after that of `index`, if the ring still reaches back so far; else [`Quorum::subscribe`].
+    pub fn resume(&self, index: u64) -> Option<EffectStream> {
+        self.shared.machine.ring.resume(index)
+    }
+
+    /// The index of the last entry applied here. Its effects are in every stream by then.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.shared.machine.applied()
+    }
+
+    /// The index of the last entry applied, and the state's rolling hash there, for comparing members.
+    pub fn position(&self) -> (u64, u64) {
+        self.shared.machine.position()
+    }
+
+    /// True while this member leads.
+    pub fn is_leader(&self) -> bool {
+        self.shared.raft.is_leader()
+    }
+
+    /// What the cluster was formatted with.
+    pub fn cluster(&self) -> &ClusterFormat {
+        &self.shared.format.cluster
+    }
+
+    /// The random id of this member's directory.
+    pub fn incarnation(&self) -> [u8; 16] {
+        self.shared.format.incarnation()
+    }
+
+    /// Its metrics, for registration.
+    pub fn metrics(&self) -> &Arc<RaftMetrics> {
+        &self.shared.metrics
+    }
+
+    /// Writes a snapshot now. False if the disk refused; the log stays then.
+    pub async fn snapshot(&self) -> bool {
+        let (machine, raft) = (Arc::clone(&self.shared.machine), self.shared.raft.clone());
+        let work = async move { keeper::take(&machine, &raft).await };
+        on_runtime(&self.shared.host, &self.shared.spawner, work).await.unwrap_or(false)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn log_store(&self) -> LogStore {
+        self.shared.store.clone()
+    }
+
+    /// Refuses new commands, waits for those on their way, writes a snapshot and stops. Later calls do nothing.
+    pub async fn shutdown(&self) -> Result<(), RaftError> {
+        self.shared.close();
+        let (machine, raft) = (Arc::clone(&self.shared.machine), self.shared.raft.clone());
+        let (slots, store) = (Arc::clone(&self.shared.slots), self.shared.store.clone());
+        let all = u32::try_from(self.shared.options.entries_in_flight).unwrap_or(u32::MAX);
+        let work = async move {
+            if tokio::time::timeout(STOP_TIMEOUT, slots.acquire_many(all)).await.is_err() {
+                tracing::warn!("commands were still on their way when the metadata node stopped");
+            }
+            slots.close();
+            if machine.is_ahead_of_snapshot() {
+                keeper::take(&machine, &raft).await;
+            }
+            let stopped = raft.shutdown().await.map_err(|error| RaftError::Stopped(error.to_string()));
+            store.close().await;
+            stopped
+        };
+        on_runtime(&self.shared.host, &self.shared.spawner, work)
+            .await
+            .unwrap_or_else(|| Err(RaftError::Stopped("the raft runtime ended".to_owned())))
+    }
+}
+
+fn boxed(
+    task: impl Future<Output = ()> + Send + 'static,
+) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'static>> {
+    Box::pin(task)
+}
+
+/// Runs work on the raft runtime, where openraft finds its seed. `None` if that runtime ended first.
+async fn on_runtime<T: Send + 'static>(
+    host: &Host,
+    spawner: &Spawner,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let (tx, rx) = oneshot::channel();
+    let task = async move {
+        // The caller may have stopped waiting; the work is done all the same.
+        let _ = tx.send(work.await);
+    };
+    spawner.spawn("raft-call", Runtime::scope(host.random_u64(), boxed(task)));
+    rx.await.ok()
+}
+
+/// Reads the directory's format, or formats it if it is empty and that is allowed.
+fn claim_directory(host: &Host, options: &QuorumOptions) -> Result<FormatRecord, RaftError> {
+    let dir = &options.dir;
+    if let Some(format) = FormatRecord::read(host, dir)? {
+        if format.node_id != options.node_id {
+            let what = format!("it belongs to node {}, not to node {}", format.node_id, options.node_id);
+            return Err(RaftError::WrongDirectory { path: dir.clone(), what });
+        }
+        return Ok(format);
+    }
+    let Some(cluster) = &options.format else {
+        return Err(RaftError::NotFormatted { dir: dir.clone() });
+    };
+    let disk = host.disk();
+    for part in [dir.clone(), dir.join("log"), dir.join("snapshots")] {
+        match disk.list(&part) {
+            // The temporary file is our own, of a format that was cut off.
+            Ok(names) if names.iter().all(|name| name == "FORMAT.tmp") => {}
+            Ok(_) => {
+                let what = "it holds files but no FORMAT; it is not formatted over them".to_owned();
+                return Err(RaftError::WrongDirectory { path: part, what });
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(RaftError::Disk { path: part, source }),
+        }
+    }
+    disk.create_dir_all(dir).map_err(RaftError::disk(dir))?;
+    let format = FormatRecord::new(host, options.node_id, cluster.clone());
+    format.write(host, dir)?;
+    tracing::info!(dir = %dir.display(), node = options.node_id, cluster = cluster.cluster_id, "formatted");
+    Ok(format)
+}
+
+/// Opens the journal and replays the log from it.
+pub(crate) async fn open_log(
+    host: &Host,
+    options: &QuorumOptions,
+    metrics: &Arc<RaftMetrics>,
+) -> Result<LogStore, RaftError> {
+    let dir = options.dir.join("log");
+    let buffers = BufferPool::new(BUFFERS_KEPT_BYTES);
+    let mut log = Log::new(options.log_cache_bytes);
+    let mut damage = None;
+    let journal_options = isobar_journal::Options {
+        segment_bytes: options.segment_bytes,
+        first_segment_bytes: FIRST_SEGMENT_BYTES.min(options.segment_bytes),
+        spare_segments: 1,
+        metrics: options.journal_metrics.clone(),
+        ..isobar_journal::Options::default()
+    };
+    let (journal, report) = Journal::open(host, &dir, journal_options, &mut |frame| {
+        if damage.is_none() {
+            let place = Place { position: frame.position, segment: frame.segment, len_bytes: frame.len };
+            // A copy, for the frame is a slice of a much larger read and some entries are kept.
+            let meta = Bytes::copy_from_slice(&frame.meta());
+            let replayed = FrameRecord::parse(meta).and_then(|record| log.replay(place, &record));
+            damage = replayed.err().map(|what| format!("frame at {}: {what}", frame.position));
+        }
+    })
+    .await?;
+    tracing::debug!(?report, "metadata log recovered");
+    if let Some(what) = damage.or_else(|| log.finish().err()) {
+        return Err(RaftError::Damaged { path: dir, what });
+    }
+    Ok(LogStore::new(log, journal, buffers, Arc::clone(metrics)))
+}
+
+/// Opens the snapshots and restores the newest good one, if the log goes on from there.
+pub(crate) fn open_machine(
+    host: &Host,
+    options: &QuorumOptions,
+    format: &FormatRecord,
+    store: &LogStore,
+    metrics: &Arc<RaftMetrics>,
+) -> Result<Machine, RaftError> {
+    let dir = options.dir.join("snapshots");
+    let restore = |_: &SnapshotMeta, body: &[u8]| StateMachine::restore(body).map_err(|e| e.to_string());
+    let (snapshots, restored) = Snapshots::open(host, &dir, restore)?;
+    let reaches = restored.as_ref().and_then(|(meta, _)| meta.last_log_id).map(|id| id.index);
+    let purged = store.purged().map(|id| id.index);
+    if purged > reaches {
+        let have = reaches.map_or_else(|| "no good snapshot".to_owned(), |i| format!("the newest good one ends at {i}"));
+        let what = format!(
+            "the log starts after entry {}, but there is {have}; restore this member from another or from the archive",
+            purged.unwrap_or_default()
+        );
+        return Err(RaftError::Damaged { path: dir, what });
+    }
+    let (meta, machine) =
+        restored.unwrap_or_else(|| (SnapshotMeta::default(), StateMachine::new(format.cluster.clone())));
+    let ring = Arc::new(Ring::new(options.effects_bytes));
+    Ok(Machine::new(host, snapshots, meta, machine, ring, options.snapshot_after_bytes, Arc::clone(metrics)))
+}
+
+fn raft_config(format: &FormatRecord) -> Result<Config, RaftError> {
+    let config = Config {
+        cluster_name: format.cluster.cluster_id.clone(),
+        // For voters in several clouds; a group of one elects itself at once.
+        heartbeat_interval: 250,
+        election_timeout_min: 1000,
+        election_timeout_max: 2000,
+        // The keeper takes snapshots and purges.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        enable_pre_vote: Some(true),
+        // A leader that comes back runs an election: then its own term's first entry commits the whole log, which the
+        // committed id on disk, being lazy, need not cover.
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    };
+    config.validate().map_err(|error| RaftError::BadOption(error.to_string()))
+}
+
+/// Bootstraps a fresh group, and in a group of one takes the leadership and waits until all of the log is applied.
+async fn take_lead(
+    raft: &Raft,
+    machine: &Machine,
+    options: &QuorumOptions,
+    format: &FormatRecord,
+    pristine: bool,
+) -> Result<(), RaftError> {
+    let stopped = |error: &dyn std::fmt::Display| RaftError::Stopped(error.to_string());
+    let me = Peer { incarnation: format.incarnation(), address: options.address.clone() };
+    if pristine {
+        let members = BTreeMap::from([(options.node_id, me)]);
+        raft.initialize(members).await.map_err(|error| stopped(&error))?;
+    } else {
+        // From the core itself: its metrics say nothing before it has run.
+        let membership = raft
+            .with_raft_state(|state| state.membership_state.effective().membership().clone())
+            .await
+            .map_err(|error| stopped(&error))?;
+        check_membership(&membership, options, &me)?;
+        if !membership.voter_ids().eq([options.node_id]) {
+            return Ok(());
+        }
+        raft.trigger().elect(false).await.map_err(|error| stopped(&error))?;
+    }
+    raft.wait(Some(START_TIMEOUT)).state(ServerState::Leader, "start").await.map_err(|error| stopped(&error))?;
+    barrier::round(raft, machine).await.map_err(|error| stopped(&error))?;
+    Ok(())
+}
+
+/// Refuses a directory that the group knows under another incarnation.
+fn check_membership(membership: &Membership, options: &QuorumOptions, me: &Peer) -> Result<(), RaftError> {
+    match membership.get_node(&options.node_id) {
+        Some(peer) if peer.incarnation != me.incarnation => Err(RaftError::WrongDirectory {
+            path: options.dir.clone(),
+            what: format!("the group knows node {} under another incarnation", options.node_id),
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,140 @@
+use std::time::Duration;
+
+use isobar_host::Host;
+use isobar_protocol::batch::Batches;
+use isobar_testkit::bucket::{Bucket as SimBucket, FaultPlan};
+use isobar_wal::conformance::{batch, key};
+
+use super::*;
+use crate::BucketOptions;
+use crate::cache::MemoryCache;
+use crate::format::ObjectBuilder;
+use crate::metrics::StoreMetrics;
+
+const OBJECT: ObjectId = ObjectId(5);
+
+struct Setup {
+    reader: ObjectReader,
+    store: SimBucket,
+    runs: Vec<ReadObject>,
+}
+
+/// Two runs of batches of these sizes, the second behind the first.
+async fn setup(sizes: &[usize]) -> Setup {
+    let store = SimBucket::new(1, FaultPlan::NONE);
+    let host = Host::real();
+    let metrics = StoreMetrics::default();
+    let options = BucketOptions { get_total: Duration::from_secs(1), ..BucketOptions::default() };
+    let bucket = Bucket::new(&host, "s", "p", Arc::new(store.clone()), options, metrics.clone());
+    let mut builder = ObjectBuilder::new("c".to_owned(), OBJECT, 0);
+    for partition in 0..2 {
+        for (n, size) in sizes.iter().enumerate() {
+            let bytes = batch(n as u8, *size);
+            builder.push(key(1, partition), &bytes, &BatchHeader::parse(&bytes).unwrap(), 100 + n as i64, 0);
+        }
+    }
+    let (parts, runs) = builder.finish();
+    bucket.put(&object_key(OBJECT), parts).await.unwrap();
+    let runs = runs
+        .into_iter()
+        .map(|run| ReadObject {
+            object: OBJECT,
+            range: run.range,
+            first_offset: run.first_offset,
+            last_offset: run.last_offset,
+        })
+        .collect();
+    let reader = ObjectReader::new(bucket, Arc::new(MemoryCache::new(&host, 8 << 20, metrics)));
+    Setup { reader, store, runs }
+}
+
+fn offsets(parts: &[Bytes]) -> Vec<i64> {
+    parts.iter().flat_map(|part| Batches::new(part)).map(|batch| batch.unwrap().0.base_offset).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_whole_batches_from_the_one_with_the_offset() {
+    // Batches that cross the borders of blocks, one larger than a block.
+    let sizes = [10, 700_000, 500_000, 10, 2_500_000, 10, 300_000];
+    let setup = setup(&sizes).await;
+    for run in &setup.runs {
+        for from in 0..7 {
+            let parts = setup.reader.read(run.clone(), 100 + from, usize::MAX).await.unwrap();
+            assert_eq!(offsets(&parts), (100 + from..107).collect::<Vec<_>>());
+            for (n, found) in parts.iter().flat_map(|part| Batches::new(part)).enumerate() {
+                let sent = batch((from as usize + n) as u8, sizes[from as usize + n]);
+                assert_eq!(found.unwrap().1[16..], sent[16..]);
+            }
+        }
+        let one = setup.reader.read(run.clone(), 101, 1).await.unwrap();
+        assert_eq!(offsets(&one), [101]);
+        let two = setup.reader.read(run.clone(), 102, 600_000).await.unwrap();
+        assert_eq!(offsets(&two), [102, 103]);
+        for outside in [99, 107] {
+            let read = setup.reader.read(run.clone(), outside, 1).await;
+            assert!(outside == 99 || matches!(read, Err(StoreError::Damaged { .. })));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn neighbours_come_as_one_slice_and_each_block_is_loaded_once() {
+    let setup = setup(&[1000; 500]).await;
+    let parts = setup.reader.read(setup.runs[0].clone(), 100, usize::MAX).await.unwrap();
+    assert_eq!((parts.len(), offsets(&parts).len()), (1, 500));
+    let before = setup.store.requests();
+    // One who reads on does not walk again.
+    let mut next = 100;
+    while next < 600 {
+        let parts = setup.reader.read(setup.runs[1].clone(), next, 5000).await.unwrap();
+        next = offsets(&parts).last().unwrap() + 1;
+    }
+    assert!(setup.store.requests() - before <= 1);
+    assert!(setup.reader.hints.lock().places.len() > 90);
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_on_the_way_passes_and_damage_in_the_store_is_an_error() {
+    let whole: Vec<_> = (100..120).collect();
+    let mut seen = 0;
+    for _ in 0..20 {
+        let setup = setup(&[1000; 20]).await;
+        setup.store.flip_bits(1);
+        for run in &setup.runs {
+            assert_eq!(offsets(&setup.reader.read(run.clone(), 100, usize::MAX).await.unwrap()), whole);
+        }
+        seen += setup.store.requests().saturating_sub(2);
+    }
+    assert!(seen > 0, "no read met the bit");
+    let setup = setup(&[1000; 20]).await;
+    setup.store.flip_bits(1000);
+    let mut damaged = 0;
+    for run in &setup.runs {
+        match setup.reader.read(run.clone(), 100, usize::MAX).await {
+            Ok(parts) => assert_eq!(offsets(&parts), whole),
+            Err(error) => {
+                assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged <= 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_there_is_told_apart() {
+    let setup = setup(&[1000; 3]).await;
+    let missing = ReadObject { object: ObjectId(6), ..setup.runs[0].clone() };
+    assert!(matches!(setup.reader.read(missing, 100, 1).await, Err(StoreError::NotFound(_))));
+    let too_far = ReadObject { range: 10 << 20..11 << 20, ..setup.runs[0].clone() };
+    assert!(setup.reader.read(too_far, 100, 1).await.is_err());
+    let of_another = ReadObject { first_offset: 500, last_offset: 502, ..setup.runs[0].clone() };
+    assert!(matches!(setup.reader.read(of_another, 500, 1).await, Err(StoreError::Damaged { .. })));
+    let cut = ReadObject { range: 0..1500, ..setup.runs[0].clone() };
+    assert!(matches!(setup.reader.read(cut, 101, 1).await, Err(StoreError::Damaged { .. })));
+    setup.store.set_outage(true);
+    let (host, metrics) = (Host::real(), StoreMetrics::default());
+    let cold =
+        ObjectReader::new(setup.reader.bucket().clone(), Arc::new(MemoryCache::new(&host, 1, metrics)));
+    assert!(cold.read(setup.runs[0].clone(), 100, 1).await.unwrap_err().is_transient());
+}

@@ -1,0 +1,221 @@
+//! Every kind of bucket must do the same; a directory must not lose what it acknowledged; faults must be told apart.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use isobar_host::Host;
+use isobar_host::disk::{Faults, Operation};
+use isobar_host::sim::{SimDisk, World};
+use isobar_store::{Bucket, BucketOptions, StoreError, StoreMetrics};
+use isobar_testkit::bucket::{Bucket as SimBucket, FaultPlan};
+use parking_lot::Mutex;
+
+fn quick() -> BucketOptions {
+    BucketOptions {
+        put_attempt: Duration::from_secs(3),
+        put_total: Duration::from_secs(10),
+        get_attempt: Duration::from_secs(3),
+        get_total: Duration::from_secs(10),
+        ..BucketOptions::default()
+    }
+}
+
+fn on_node<F: Future<Output = ()> + Send + 'static>(
+    disk: &Arc<SimDisk>,
+    seed: u64,
+    die_at: Option<u64>,
+    main: impl FnOnce(Host) -> F,
+) -> bool {
+    let mut world = World::new(seed);
+    world.add_node("n", Arc::clone(disk));
+    let ended = Arc::new(Mutex::new(false));
+    let tell = Arc::clone(&ended);
+    world.boot("n", |host| {
+        let main = main(host);
+        async move {
+            main.await;
+            *tell.lock() = true;
+        }
+    });
+    if let Some(steps) = die_at {
+        world.arm("n", steps);
+    }
+    for _ in 0..200_000 {
+        if *ended.lock() {
+            return true;
+        }
+        if !world.step().is_empty() {
+            return false;
+        }
+    }
+    panic!("neither ended nor died");
+}
+
+fn parts(n: usize) -> Vec<Bytes> {
+    (0..n).map(|i| Bytes::from(vec![i as u8; i * 13 % 700])).collect()
+}
+
+async fn conforms(bucket: &Bucket) {
+    let key = "data/0a/17";
+    assert_eq!(bucket.get_range(key, 0..1).await, Err(StoreError::NotFound(key.to_owned())));
+    assert_eq!(bucket.size(key).await, Err(StoreError::NotFound(key.to_owned())));
+    bucket.delete(key).await.unwrap();
+    let parts = parts(3000);
+    let whole = parts.concat();
+    let len = whole.len() as u64;
+    for _ in 0..2 {
+        bucket.put(key, parts.clone()).await.unwrap();
+        assert_eq!(bucket.size(key).await.unwrap(), len);
+        assert_eq!(bucket.get_range(key, 0..len).await.unwrap(), whole);
+    }
+    assert_eq!(bucket.get_range(key, 5..1000).await.unwrap(), whole[5..1000]);
+    assert_eq!(bucket.get_range(key, 9..9).await.unwrap(), Bytes::new());
+    assert!(bucket.get_range(key, len - 1..len + 1).await.is_err());
+    assert_eq!(bucket.get_up_to(key, len - 7..len + 1000).await.unwrap(), whole[whole.len() - 7..]);
+    assert!(bucket.get_up_to(key, len + 1..len + 2).await.is_err());
+    bucket.put("data/0a/2", vec![]).await.unwrap();
+    assert_eq!(bucket.list("data/0a").await.unwrap(), ["data/0a/17", "data/0a/2"]);
+    assert_eq!(bucket.list("data/ff").await.unwrap(), Vec::<String>::new());
+    bucket.delete(key).await.unwrap();
+    assert_eq!(bucket.get_range(key, 0..1).await, Err(StoreError::NotFound(key.to_owned())));
+    assert!(bucket.metrics().requests_of(bucket.name(), "put") == 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cloud_conforms() {
+    let store = Arc::new(SimBucket::new(1, FaultPlan::NONE));
+    for prefix in ["", "some/prefix/"] {
+        let bucket =
+            Bucket::new(&Host::real(), "cloud", prefix, store.clone(), quick(), StoreMetrics::default());
+        conforms(&bucket).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_directory_conforms() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("file://{}/sub", dir.path().display());
+    let bucket = Bucket::open(&Host::real(), "dir", &url, quick(), StoreMetrics::default()).await.unwrap();
+    conforms(&bucket).await;
+    let again = Bucket::open(&Host::real(), "dir", &url, quick(), StoreMetrics::default()).await.unwrap();
+    assert_eq!(again.size("data/0a/2").await.unwrap(), 0);
+    for wrong in ["s3://x", "file://relative", "/plain"] {
+        let opened = Bucket::open(&Host::real(), "dir", wrong, quick(), StoreMetrics::default()).await;
+        assert!(matches!(opened, Err(StoreError::Config(_))));
+    }
+    for outside in ["../x", "a//b", "/etc/x", ".", ""] {
+        assert!(bucket.put(outside, vec![]).await.is_err(), "{outside:?}");
+    }
+}
+
+#[test]
+fn a_simulated_directory_conforms() {
+    on_node(&Arc::new(SimDisk::new(1)), 1, None, |host| async move {
+        let bucket =
+            Bucket::open_dir(&host, "dir", Path::new("s"), quick(), StoreMetrics::default()).await.unwrap();
+        conforms(&bucket).await;
+    });
+}
+
+/// Puts objects until it dies; every life first reads what the former ones acknowledged.
+async fn live(host: Host, acked: Arc<Mutex<Vec<u64>>>, first: u64) {
+    let opened = Bucket::open_dir(&host, "dir", Path::new("s"), quick(), StoreMetrics::default()).await;
+    let Ok(bucket) = opened else { return };
+    assert_eq!(host.disk().list(Path::new("s/tmp")).ok().unwrap_or_default(), Vec::<String>::new());
+    let before = acked.lock().clone();
+    for n in before {
+        let key = format!("data/{:02x}/{n}", n % 5);
+        let bytes =
+            bucket.get_range(&key, 0..10_000 + n).await.unwrap_or_else(|error| panic!("{key}: {error}"));
+        assert!(bytes.iter().all(|byte| *byte == n as u8));
+    }
+    for n in first..first + 6 {
+        let key = format!("data/{:02x}/{n}", n % 5);
+        let bytes = Bytes::from(vec![n as u8; 10_000 + n as usize]);
+        let put = tokio::time::timeout(Duration::from_secs(1), bucket.put(&key, vec![bytes])).await;
+        if matches!(put, Ok(Ok(()))) {
+            acked.lock().push(n);
+        }
+    }
+}
+
+#[test]
+fn a_directory_loses_nothing_it_acknowledged() {
+    let (mut died, mut checked) = (0, 0);
+    for seed in 0..100 {
+        let disk = Arc::new(SimDisk::new(seed));
+        let acked = Arc::new(Mutex::new(Vec::new()));
+        for life in 0..4 {
+            checked += acked.lock().len();
+            let list = Arc::clone(&acked);
+            let die_at = Some(3 + (seed * 13 + life * 29) % 60 + acked.lock().len() as u64 * 3);
+            died += u32::from(!on_node(&disk, seed * 9 + life, die_at, |host| live(host, list, life * 6)));
+            disk.crash(seed * 5 + life);
+        }
+    }
+    assert!(died > 150 && checked > 300, "{died} {checked}");
+}
+
+#[test]
+fn a_failed_sync_is_not_an_acknowledgement() {
+    let disk = Arc::new(SimDisk::new(3));
+    let faulty = Arc::clone(&disk);
+    on_node(&disk, 3, None, |host| async move {
+        let options =
+            BucketOptions { put_total: Duration::ZERO, put_attempt: Duration::from_secs(1), ..quick() };
+        let once =
+            BucketOptions { backoff: Duration::from_secs(60), put_total: Duration::from_secs(1), ..options };
+        let bucket =
+            Bucket::open_dir(&host, "dir", Path::new("s"), once, StoreMetrics::default()).await.unwrap();
+        faulty.fail_next(Operation::Sync, "tmp", 0);
+        let failed = bucket.put("data/00/1", parts(5)).await;
+        assert!(matches!(failed, Err(StoreError::DidNotHappen { .. })), "{failed:?}");
+        assert!(matches!(bucket.size("data/00/1").await, Err(StoreError::NotFound(_))));
+        assert_eq!(host.disk().list(Path::new("s/tmp")).unwrap(), Vec::<String>::new());
+        faulty.set_faults(Faults { capacity_bytes: Some(0), ..Faults::default() });
+        let full = bucket.put("data/00/1", parts(50)).await;
+        assert!(matches!(full, Err(StoreError::DidNotHappen { .. })), "{full:?}");
+        faulty.set_faults(Faults::default());
+        bucket.put("data/00/1", parts(5)).await.unwrap();
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn faults_are_survived_or_told_apart() {
+    let mut outcomes = [0_u32; 4];
+    for seed in 0..200 {
+        let store = SimBucket::new(seed, FaultPlan { delay_ppm: 300_000, ..FaultPlan::all(120_000) });
+        let options = BucketOptions { put_total: Duration::from_millis(300), ..quick() };
+        let bucket =
+            Bucket::new(&Host::real(), "b", "", Arc::new(store.clone()), options, StoreMetrics::default());
+        let put = bucket.put("data/00/1", parts(30)).await;
+        store.set_plan(FaultPlan::NONE);
+        let there = bucket.size("data/00/1").await;
+        match put {
+            Ok(()) => {
+                assert!(there.is_ok(), "seed {seed}: acknowledged and not there");
+                outcomes[0] += 1;
+            }
+            Err(StoreError::DidNotHappen { .. }) => {
+                assert!(there.is_err(), "seed {seed}: did happen");
+                outcomes[1] += 1;
+            }
+            Err(StoreError::MayHaveHappened { .. }) => outcomes[2 + usize::from(there.is_ok())] += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(outcomes[0] > 50 && outcomes[2] > 0 && outcomes[3] > 0, "{outcomes:?}");
+    // An outage ends a request in time.
+    let store = SimBucket::new(1, FaultPlan::NONE);
+    let bucket =
+        Bucket::new(&Host::real(), "b", "", Arc::new(store.clone()), quick(), StoreMetrics::default());
+    store.set_outage(true);
+    let started = tokio::time::Instant::now();
+    assert!(bucket.get_range("data/00/1", 0..1).await.unwrap_err().is_transient());
+    assert!(started.elapsed() <= Duration::from_secs(10));
+}
