@@ -58,9 +58,9 @@ pub(crate) enum Step<D> {
     /// What waits needs a segment or a life first.
     WaitForKeeper,
     Write(Group<D>),
-    /// Answer these with disk full.
-    Refuse(Vec<D>),
-    /// Closed, and all is written.
+    /// Answer these with the error: disk full, or the journal has stopped.
+    Refuse(Vec<D>, JournalError),
+    /// Closed or stopped, and nothing waits.
     Exit,
 }
 
@@ -153,8 +153,12 @@ impl<D> Core<D> {
         if self.in_flight {
             return Step::Wait;
         }
-        if self.queue.is_empty() || matches!(self.mode, Mode::Stopped(_)) {
+        if self.queue.is_empty() {
             return if matches!(self.mode, Mode::Open) { Step::Wait } else { Step::Exit };
+        }
+        if let Mode::Stopped(error) = &self.mode {
+            let error = error.clone();
+            return Step::Refuse(self.drain(), error);
         }
         let Some(generation) = self.generation else { return self.wait_for_keeper() };
         if self.active.is_none() {
@@ -177,8 +181,12 @@ impl<D> Core<D> {
             return Step::WaitForKeeper;
         }
         self.refusing = true;
+        Step::Refuse(self.drain(), JournalError::DiskFull)
+    }
+
+    fn drain(&mut self) -> Vec<D> {
         self.queued_bytes = 0;
-        Step::Refuse(self.queue.drain(..).map(|queued| queued.done).collect())
+        self.queue.drain(..).map(|queued| queued.done).collect()
     }
 
     /// As many waiting frames as the bounds and the segment take; with a seal if the next does not fit and there is
@@ -226,14 +234,18 @@ impl<D> Core<D> {
         }
     }
 
-    /// Stops for good. Answers who waits; the group in flight is the caller's to answer first.
-    pub(crate) fn stop(&mut self, error: JournalError) -> Vec<D> {
-        self.in_flight = false;
+    /// Stops for good, with the first error that is given. Who waits is answered by the writer's next step, behind the
+    /// group in flight.
+    pub(crate) fn stop(&mut self, error: JournalError) {
         if !matches!(self.mode, Mode::Stopped(_)) {
             self.mode = Mode::Stopped(error);
         }
-        self.queued_bytes = 0;
-        self.queue.drain(..).map(|queued| queued.done).collect()
+    }
+
+    /// The group in flight failed.
+    pub(crate) fn failed(&mut self, error: JournalError) {
+        self.in_flight = false;
+        self.stop(error);
     }
 
     pub(crate) fn close(&mut self) {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use isobar_host::disk::DirLock;
 use isobar_host::{BufferPool, Disk, Open};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -28,6 +29,8 @@ pub(crate) struct Machine {
     pub(crate) point: Box<dyn Fn(&'static str) + Send + Sync>,
     /// Random; used if the journal is new.
     pub(crate) key: u32,
+    /// On the directory.
+    pub(crate) lock: Option<DirLock>,
 }
 
 pub(crate) struct Engine {
@@ -64,6 +67,10 @@ impl Engine {
         for path in &survey.leftovers {
             disk.remove(path).map_err(JournalError::io(path))?;
         }
+        // Names that were changed before may be seen and yet not be durable. They are relied on from here on: a segment
+        // that was gone must not come back when its lives have been forgotten.
+        disk.sync_dir(dir).map_err(JournalError::io(dir))?;
+        (machine.point)("journal.recover.named");
         let spares = spares_of(&*disk, &survey.spares)?;
         let mut engine = assemble(machine, dir, options, lives, survey, judged, (spares, pool));
         match engine.keeper.claim() {
@@ -139,6 +146,7 @@ fn assemble(
         keeper_ended: watch::Sender::new(false),
         pool,
         options,
+        lock: Mutex::new(machine.lock),
     });
     shared.note_segments();
     let newest_bytes = newest.map_or(0, |identity| identity.capacity);

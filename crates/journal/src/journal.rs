@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_host::Host;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::core::Step;
 use crate::engine::{Engine, Machine};
@@ -21,7 +21,7 @@ use crate::writer::Writer;
 const FULL_RETRY: Duration = Duration::from_millis(500);
 
 /// An open journal. A clone is the same journal; when the last is dropped, what waits is still written in the
-/// background ([`close`](Self::close) waits for that, which opening the same directory again needs).
+/// background; until then the directory cannot be opened again ([`close`](Self::close) waits for it).
 #[derive(Clone)]
 pub struct Journal {
     handle: Arc<Handle>,
@@ -41,7 +41,7 @@ impl Drop for Handle {
 impl Journal {
     /// Opens the journal in `dir`, made if it is not there, and hands every frame that was synced to `on_frame`, in the
     /// order of the appends; frames that were written and not acknowledged may come too. Reads the directory before it
-    /// answers, in place. Only one process may have it open: see [`isobar_host::Disk::lock`].
+    /// answers, in place. Only one may have it open: the directory is locked until it is closed.
     pub async fn open(
         host: &Host,
         dir: &Path,
@@ -49,8 +49,12 @@ impl Journal {
         on_frame: &mut (dyn FnMut(Recovered) + Send),
     ) -> Result<(Self, Report), JournalError> {
         let points = host.clone();
+        let disk = host.disk();
+        disk.create_dir_all(dir).map_err(JournalError::io(dir))?;
+        let lock = disk.lock(dir).map_err(JournalError::io(dir))?;
         let machine = Machine {
-            disk: host.disk(),
+            disk,
+            lock: Some(lock),
             point: Box::new(move |name| points.crash_point(name)),
             key: host.random_u64() as u32,
         };
@@ -72,7 +76,7 @@ impl Journal {
     }
 
     /// Queues a frame. `done` is called once, in the order of the appends, from the journal's thread: it must be quick
-    /// and must not block. On an error here nothing was taken and `done` is dropped uncalled.
+    /// and must neither block nor panic. On an error here nothing was taken and `done` is dropped uncalled.
     pub fn append(
         &self,
         frame: Frame,
@@ -156,15 +160,21 @@ impl Journal {
     }
 }
 
+#[derive(PartialEq)]
+enum Part {
+    Writer,
+    Keeper,
+}
+
 /// Says that a thread or task has ended, also when it panicked: then nobody may wait for it in vain.
 struct Ending {
     shared: Arc<Shared>,
-    what: fn(&Shared) -> &watch::Sender<bool>,
+    what: Part,
     orderly: bool,
 }
 
 impl Ending {
-    fn new(shared: &Arc<Shared>, what: fn(&Shared) -> &watch::Sender<bool>) -> Self {
+    fn new(shared: &Arc<Shared>, what: Part) -> Self {
         Self { shared: Arc::clone(shared), what, orderly: false }
     }
 }
@@ -172,16 +182,24 @@ impl Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         if !self.orderly {
-            self.shared.stop(&JournalError::stopped("its thread has died"), None);
+            self.shared.stop(&JournalError::stopped("its thread has died"));
         }
-        (self.what)(&self.shared).send_replace(true);
+        if self.what == Part::Keeper {
+            // The last to go: it waits for the writer.
+            *self.shared.lock.lock() = None;
+        }
+        let ended = match self.what {
+            Part::Writer => &self.shared.writer_ended,
+            Part::Keeper => &self.shared.keeper_ended,
+        };
+        ended.send_replace(true);
         self.shared.keeper_wake.poke();
     }
 }
 
 fn write(mut writer: Writer) {
     let shared = Arc::clone(writer.shared());
-    let mut ending = Ending::new(&shared, |shared| &shared.writer_ended);
+    let mut ending = Ending::new(&shared, Part::Writer);
     loop {
         match writer.step() {
             Step::Write(group) => writer.run(group),
@@ -194,7 +212,7 @@ fn write(mut writer: Writer) {
 
 fn keep(mut keeper: Keeper) {
     let shared = Arc::clone(keeper.shared());
-    let mut ending = Ending::new(&shared, |shared| &shared.keeper_ended);
+    let mut ending = Ending::new(&shared, Part::Keeper);
     loop {
         match keeper.round() {
             Round::Worked => {}
@@ -209,7 +227,7 @@ fn keep(mut keeper: Keeper) {
 /// The same as a task, with time passing between the steps as a disk lets it.
 async fn write_in_task(mut writer: Writer, host: Host) {
     let shared = Arc::clone(writer.shared());
-    let mut ending = Ending::new(&shared, |shared| &shared.writer_ended);
+    let mut ending = Ending::new(&shared, Part::Writer);
     loop {
         match writer.step() {
             Step::Write(group) => {
@@ -228,7 +246,7 @@ async fn write_in_task(mut writer: Writer, host: Host) {
 
 async fn keep_in_task(mut keeper: Keeper, host: Host) {
     let shared = Arc::clone(keeper.shared());
-    let mut ending = Ending::new(&shared, |shared| &shared.keeper_ended);
+    let mut ending = Ending::new(&shared, Part::Keeper);
     loop {
         disk_takes_a_moment(&host).await;
         match keeper.round() {

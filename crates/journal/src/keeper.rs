@@ -36,6 +36,8 @@ pub(crate) struct Keeper {
     newest_bytes: u64,
     /// Where this life begins.
     start: u64,
+    /// A filled file that did not get its name, for want of space.
+    unfinished: Option<PathBuf>,
 }
 
 /// What came of a round.
@@ -56,7 +58,7 @@ enum Chore {
 
 impl Keeper {
     pub(crate) fn new(shared: Arc<Shared>, spares: Vec<Spare>, newest_bytes: u64, start: u64) -> Self {
-        Self { shared, spares, newest_bytes, start }
+        Self { shared, spares, newest_bytes, start, unfinished: None }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -81,7 +83,7 @@ impl Keeper {
                 if *self.shared.writer_ended.borrow() { Round::Exit } else { Round::Full }
             }
             Err(error) => {
-                self.shared.stop(&JournalError::stopped(error.to_string()), None);
+                self.shared.stop(&JournalError::stopped(error.to_string()));
                 Round::Worked
             }
         }
@@ -110,8 +112,7 @@ impl Keeper {
         }
     }
 
-    /// Makes this life's number durable before it is used; and with it all names in the directory, of which some may
-    /// have been seen at opening and yet not have been durable (`write_durable` syncs the directory).
+    /// Makes this life's number durable before it is used.
     pub(crate) fn claim(&mut self) -> Result<(), JournalError> {
         let shared = &self.shared;
         let lowest = shared.segments.read().keys().next().copied().unwrap_or(self.start);
@@ -130,14 +131,13 @@ impl Keeper {
         let shared = Arc::clone(&self.shared);
         let (id, base) = shared.core.lock().next_segment();
         (shared.point)("journal.prepare");
-        let (unnamed, file, capacity) = match self.fitting_spare(min_capacity) {
+        let spare = self.fitting_spare(min_capacity);
+        let (unnamed, file, capacity) = match spare {
             Some(index) => {
                 let path = self.spares[index].path.clone();
                 let file =
                     shared.disk.open(&path, self.how(Open::READ_WRITE)).map_err(JournalError::io(&path))?;
-                self.spares.swap_remove(index);
-                let capacity = file.len().map_err(JournalError::io(&path))?;
-                (path, file, capacity)
+                (path, file, self.spares[index].capacity)
             }
             None => self.make(id, min_capacity)?,
         };
@@ -150,9 +150,11 @@ impl Keeper {
         (shared.point)("journal.prepare.header");
         let path = shared.dir.join(identity.file_name());
         shared.disk.rename(&unnamed, &path).map_err(JournalError::io(&path))?;
+        spare.map(|index| self.spares.swap_remove(index));
         (shared.point)("journal.prepare.named");
         shared.disk.sync_dir(&shared.dir).map_err(JournalError::io(&shared.dir))?;
         (shared.point)("journal.prepared");
+        self.unfinished = None;
         self.newest_bytes = capacity;
         shared.segments.write().insert(base, Arc::new(Segment::new(identity, path, file)));
         shared.core.lock().prepared(identity);
@@ -172,8 +174,12 @@ impl Keeper {
     }
 
     /// A new file, its blocks written once, so that later writes change no metadata.
-    fn make(&self, id: u64, min_capacity: u64) -> Result<(PathBuf, Box<dyn DiskFile>, u64), JournalError> {
-        let shared = &self.shared;
+    fn make(
+        &mut self,
+        id: u64,
+        min_capacity: u64,
+    ) -> Result<(PathBuf, Box<dyn DiskFile>, u64), JournalError> {
+        let shared = Arc::clone(&self.shared);
         let options = &shared.options;
         let grown = if self.newest_bytes == 0 { options.first_segment_bytes } else { self.newest_bytes * 2 };
         let capacity =
@@ -184,12 +190,16 @@ impl Keeper {
             return Err(JournalError::DiskFull);
         }
         let path = new_path(&shared.dir, id);
+        if self.unfinished.take().is_some() {
+            shared.disk.remove(&path).map_err(JournalError::io(&path))?;
+        }
         let made = self.fill(&path, capacity);
         if made.is_err() {
             // Gives the space back; if it stays, the next opening removes it.
             let _ = shared.disk.remove(&path);
         }
         let file = made.map_err(JournalError::io(&path))?;
+        self.unfinished = Some(path.clone());
         (shared.point)("journal.prepare.filled");
         Ok((path, file, capacity))
     }

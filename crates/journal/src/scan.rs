@@ -10,7 +10,7 @@ use crate::lives::Lives;
 use crate::segment::{FIRST_OFFSET, Identity};
 
 /// Bytes read at a time.
-const WINDOW_BYTES: u64 = 2 << 20;
+const WINDOW_BYTES: u64 = 8 << 20;
 
 /// One step through a segment.
 pub(crate) enum Item {

@@ -2,7 +2,7 @@
 //!
 //! A segment is a file of fixed length: one header block, then frames. Segment n+1 begins where the *capacity* of n ends,
 //! so the base of a segment is known before the one in front of it is full, and it can be prepared ahead. Positions
-//! rise and are never used twice; between the last frame of a segment and the base of the next there is a gap.
+//! rise, and no two acknowledged frames ever share one; between the last frame of a segment and the base of the next there is a gap.
 //!
 //! Names: `<id>-<base>.seg` in use or prepared, `<id>.spare` recycled, `<id>.new` being filled (16 hex digits each).
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isobar_host::disk::DirLock;
 use isobar_host::{BufferPool, Disk};
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -18,7 +19,7 @@ use crate::segment::{Segment, Segments};
 /// Where a frame was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
-    /// Where it starts; rises from frame to frame and is never used twice.
+    /// Where it starts; rises from frame to frame. No two acknowledged frames ever share one.
     pub position: u64,
     pub segment: u64,
     /// Bytes on disk, padding included.
@@ -88,6 +89,8 @@ pub(crate) struct Shared {
     pub(crate) writer_ended: watch::Sender<bool>,
     pub(crate) keeper_ended: watch::Sender<bool>,
     pub(crate) pool: BufferPool,
+    /// Held until nothing of this journal touches the disk.
+    pub(crate) lock: Mutex<Option<DirLock>>,
 }
 
 impl Shared {
@@ -112,20 +115,11 @@ impl Shared {
         }
     }
 
-    /// Stops for good: `first` and then everyone who waits hears why.
-    pub(crate) fn stop(&self, error: &JournalError, first: impl IntoIterator<Item = Done>) {
-        let waiting = {
-            let mut core = self.core.lock();
-            if core.stopped().is_none() {
-                tracing::error!(%error, dir = %self.dir.display(), "journal stops");
-            }
-            core.stop(error.clone())
-        };
+    /// Stops for good. The writer tells who waits.
+    pub(crate) fn stop(&self, error: &JournalError) {
+        tracing::error!(%error, dir = %self.dir.display(), "journal stops");
+        self.core.lock().stop(error.clone());
         self.options.metrics.stopped.set(1);
-        self.note_queued(0);
-        for done in first.into_iter().chain(waiting) {
-            done(Err(error.clone()));
-        }
         self.room.notify_waiters();
         self.writer_wake.poke();
         self.keeper_wake.poke();

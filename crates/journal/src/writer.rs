@@ -38,21 +38,31 @@ impl Writer {
 
     /// What to do next; who is refused hears so here.
     pub(crate) fn step(&mut self) -> Step<Done> {
-        let step = self.shared.core.lock().step();
-        if let Step::Refuse(waiting) = step {
-            tracing::warn!(dir = %self.shared.dir.display(), appends = waiting.len(), "journal's disk is full");
-            self.shared.count_refused(waiting.len(), &JournalError::DiskFull);
-            self.shared.note_queued(0);
-            for done in waiting {
-                done(Err(JournalError::DiskFull));
+        loop {
+            let step = self.shared.core.lock().step();
+            match step {
+                Step::Refuse(waiting, error) => self.refuse(waiting, &error),
+                Step::WaitForKeeper => {
+                    self.shared.keeper_wake.poke();
+                    return step;
+                }
+                Step::Write(_) => {
+                    self.shared.room.notify_waiters(); // what was gathered has left the queue
+                    return step;
+                }
+                Step::Wait | Step::Exit => return step,
             }
-            self.shared.room.notify_waiters();
-            return Step::Wait;
         }
-        if let Step::WaitForKeeper = step {
-            self.shared.keeper_wake.poke();
+    }
+
+    fn refuse(&self, waiting: Vec<Done>, error: &JournalError) {
+        tracing::warn!(%error, dir = %self.shared.dir.display(), appends = waiting.len(), "journal refuses");
+        self.shared.count_refused(waiting.len(), error);
+        self.shared.note_queued(0);
+        for done in waiting {
+            done(Err(error.clone()));
         }
-        step
+        self.shared.room.notify_waiters();
     }
 
     /// Writes and syncs one group and tells who waits for it.
@@ -122,7 +132,11 @@ impl Writer {
         let segment = match result {
             Ok(segment) => segment,
             Err(error) => {
-                self.shared.stop(&error, group.frames.into_iter().map(|queued| queued.done));
+                self.shared.core.lock().failed(error.clone());
+                self.shared.stop(&error);
+                for queued in group.frames {
+                    (queued.done)(Err(error.clone()));
+                }
                 return;
             }
         };
@@ -148,7 +162,6 @@ impl Writer {
             self.shared.note_segments();
             (self.shared.point)("journal.rotated");
         }
-        self.shared.room.notify_waiters();
         let mut position = group.segment.base + group.offset;
         for queued in group.frames {
             let len = queued.frame.len();

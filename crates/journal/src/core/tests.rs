@@ -46,8 +46,15 @@ fn stopping_answers_all_in_order_and_takes_nothing_more() {
     for number in 0..4 {
         core.push(frame(1), number).unwrap();
     }
-    assert_eq!(core.stop(JournalError::stopped("why")), [0, 1, 2, 3]);
+    core.claimed(1);
+    core.prepared(Identity { id: 1, base: 0, capacity: 16 * BLOCK });
+    let Step::Write(group) = core.step() else { panic!() };
+    core.stop(JournalError::stopped("why"));
     assert!(matches!(core.push(frame(1), 9), Err(JournalError::Stopped { .. })));
+    assert!(matches!(core.step(), Step::Wait), "behind the group in flight");
+    core.synced(&group);
+    let Step::Refuse(rest, JournalError::Stopped { .. }) = core.step() else { panic!() };
+    assert_eq!((group.frames.len(), rest), (3, vec![3]));
     assert!(matches!(core.step(), Step::Exit));
     core.close();
     assert!(core.stopped().is_some());
@@ -65,7 +72,7 @@ fn a_full_disk_refuses_what_waits_and_what_comes_until_there_is_space() {
     for number in 1..3 {
         core.push(frame(5), number).unwrap();
     }
-    let Step::Refuse(refused) = core.step() else { panic!() };
+    let Step::Refuse(refused, JournalError::DiskFull) = core.step() else { panic!() };
     assert_eq!(refused, [1, 2]);
     assert!(matches!(core.push(frame(1), 3), Err(JournalError::DiskFull)), "not even one that would fit");
     core.prepared(Identity { id: 2, base: 16 * BLOCK, capacity: 16 * BLOCK });

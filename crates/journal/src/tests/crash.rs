@@ -108,6 +108,7 @@ fn a_crash_at_any_disk_operation_loses_nothing_acknowledged_and_brings_nothing_b
         "journal.recycled",
         "journal.recover.read",
         "journal.recover.settled",
+        "journal.recover.named",
     ] {
         assert!(points.contains(point), "{point} was never passed");
     }

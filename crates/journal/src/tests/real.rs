@@ -102,6 +102,36 @@ async fn many_appenders_share_syncs_and_a_full_queue_makes_them_wait() {
 }
 
 #[tokio::test]
+async fn a_directory_has_one_journal_and_a_closed_one_lets_go_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _, _) = open(dir.path(), small()).await;
+    match Journal::open(&Host::real(), dir.path(), small(), &mut |_| {}).await {
+        Err(JournalError::Io { source, .. }) => assert_eq!(source.kind(), std::io::ErrorKind::ResourceBusy),
+        other => panic!("{:?}", other.map(|opened| opened.1)),
+    }
+    journal.close().await;
+    open(dir.path(), small()).await.0.close().await;
+}
+
+#[tokio::test]
+async fn closing_answers_what_cannot_be_written_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { bytes_max: Some(128 << 10), ..small() };
+    let (journal, _, _) = open(dir.path(), options).await;
+    let answered = Arc::new(Mutex::new((0, 0)));
+    for number in 0..40 {
+        let answered = Arc::clone(&answered);
+        let _ = journal.append(frame(number, 9000), move |result| match result {
+            Ok(_) => answered.lock().0 += 1,
+            Err(_) => answered.lock().1 += 1,
+        });
+    }
+    journal.close().await;
+    let (good, refused) = *answered.lock();
+    assert!(good > 0 && good < 14 && refused > 0, "{good} {refused}");
+}
+
+#[tokio::test]
 async fn buffered_files_do_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { direct: false, ..small() };
