@@ -52,7 +52,8 @@ def senders(load):
         (True, True, {"enable.idempotence": True}),
         (True, True, {"enable.idempotence": True, "linger.ms": 0}),
         (False, True, {"acks": "all", "max.in.flight": 1}),
-        (False, False, {"acks": "all", "max.in.flight": 5}),
+        # One that gives up soon, so that some sends end undecided.
+        (False, False, {"acks": "all", "max.in.flight": 5, "message.timeout.ms": 700}),
         (False, True, {"acks": "1", "max.in.flight": 1}),
     ]
     for number, (once, ordered, settings) in enumerate(kinds, start=1):

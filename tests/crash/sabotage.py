@@ -13,6 +13,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -26,17 +27,24 @@ PROMISES = {
     "object-not-synced": (["--kills", "0", "--power-cuts", "4", "--points", "none"], GONE),
     "repeat-sequenced-twice": (["--kills", "8", "--points", "produce.after_commit"], {"duplicate"}),
 }
+# The same kinds of runs with nothing broken: what the others find is not the runs' own doing.
+CONTROL = "control"
+PROMISES[CONTROL] = (["--kills", "4", "--power-cuts", "4", "--points", "none"], set())
 TRIES = 3
 
 
 def caught(promise, seed):
-    """The anomalies that one run found."""
+    """The anomalies that one run found, and its exit code."""
     arguments, _ = PROMISES[promise]
-    command = [sys.executable, str(HERE / "run.py"), *arguments, "--seed", str(seed), "--drain-seconds", "15"]
-    done = subprocess.run(command, env={**os.environ, "ISOBAR_SABOTAGE": promise}, text=True, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    env = {k: v for k, v in os.environ.items() if k != "ISOBAR_SABOTAGE"}
+    if promise != CONTROL:
+        env["ISOBAR_SABOTAGE"] = promise
+    with tempfile.TemporaryDirectory(prefix="isobar-sabotage-") as directory:
+        command = [sys.executable, str(HERE / "run.py"), *arguments, "--seed", str(seed), "--drain-seconds", "15",
+                   "--keep", directory]
+        done = subprocess.run(command, env=env, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     print("\n".join(f"  | {line}" for line in done.stdout.splitlines()), flush=True)
-    return set(re.findall(r"^ANOMALY ([a-z-]+):", done.stdout, re.MULTILINE))
+    return set(re.findall(r"^ANOMALY ([a-z-]+):", done.stdout, re.MULTILINE)), done.returncode
 
 
 def main():
@@ -49,8 +57,12 @@ def main():
         print("\n".join(PROMISES))
         return 0
     _, expected = PROMISES[args.promise]
+    if args.promise == CONTROL:
+        found, code = caught(CONTROL, args.seed)
+        print("the control is clean" if code == 0 else f"the control is not clean: {', '.join(sorted(found))}")
+        return code
     for seed in range(args.seed, args.seed + TRIES):
-        found = caught(args.promise, seed)
+        found, _ = caught(args.promise, seed)
         if found & expected:
             print(f"caught {args.promise} by {', '.join(sorted(found & expected))}")
             return 0
