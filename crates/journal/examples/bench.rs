@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use isobar_host::{AlignedBuf, DiskFile, Host, Open};
+use isobar_host::{AlignedBuf, BufferPool, DiskFile, Host, Open};
 use isobar_journal::{Frame, FrameWriter, Journal, Options};
 use tokio::time::Instant;
 
@@ -72,17 +72,26 @@ impl Bare {
     }
 }
 
+/// As much of a record batch as the journal knows: its CRC is right.
+fn batch_of(bytes: usize) -> Vec<u8> {
+    let mut batch = vec![7; bytes];
+    if let Some(crc) = batch.get(21..).map(crc32c::crc32c) {
+        batch[17..21].copy_from_slice(&crc.to_be_bytes());
+    }
+    batch
+}
+
 /// Batches of 16 KiB and a meta that fills the frame up to exactly `bytes`.
 fn frame_of(bytes: usize) -> Frame {
     let mut writer = FrameWriter::new(AlignedBuf::unpooled(bytes));
-    let batch = vec![7; 16 << 10];
+    let batch = batch_of(16 << 10);
     while writer.room(256) >= batch.len() {
         writer.push(&batch);
     }
     let rest = writer.room(0) + 8;
     let meta = vec![1; rest.min(4000)];
     if rest > meta.len() + 8 {
-        writer.push(&vec![7; rest - meta.len() - 8]);
+        writer.push(&batch_of(rest - meta.len() - 8));
     }
     let frame = writer.seal(1, &meta);
     assert_eq!(frame.len() as usize, bytes);
@@ -160,4 +169,60 @@ fn main() {
         );
     }
     runtime.block_on(journal.close());
+
+    println!();
+    for bytes in [100, 1024, 16 << 10] {
+        let (rate, seal_us) = frame_writer(bytes);
+        println!(
+            "- FrameWriter, batches of {bytes} B into 1 MiB: {rate:.0} MiB/s with seal; seal {seal_us:.1} us"
+        );
+    }
+    println!("- {}", reopening(&host, &runtime, &path));
+}
+
+/// MiB/s of pushing and sealing, and the time of one seal.
+fn frame_writer(batch_bytes: usize) -> (f64, f64) {
+    const ROUNDS: u32 = 500;
+    let pool = BufferPool::new(8 << 20);
+    let batch = batch_of(batch_bytes);
+    let (begun, mut sealing, mut pushed) = (Instant::now(), Duration::ZERO, 0);
+    for _ in 0..ROUNDS {
+        let mut writer = FrameWriter::new(pool.take(1 << 20));
+        while writer.room(4000) >= batch.len() {
+            writer.push(&batch);
+        }
+        pushed += writer.body_bytes();
+        let before = Instant::now();
+        std::hint::black_box(writer.seal(1, &[1; 4000]));
+        sealing += before.elapsed();
+    }
+    let rate = pushed as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
+    (rate, sealing.as_secs_f64() * 1e6 / f64::from(ROUNDS))
+}
+
+/// How long an opening takes that finds 256 MiB to read and check.
+fn reopening(host: &Host, runtime: &tokio::runtime::Runtime, path: &Path) -> String {
+    let open = || runtime.block_on(Journal::open(host, path, Options::default(), &mut |_| {})).unwrap();
+    let (journal, _) = open();
+    for segment in journal.sealed_segments() {
+        journal.recycle(segment);
+    }
+    let frame = frame_of(1 << 20);
+    let before = journal.bytes_live();
+    while journal.bytes_live() < before + (256 << 20) {
+        runtime.block_on(journal.append_wait(frame.clone())).unwrap();
+    }
+    runtime.block_on(journal.close());
+    drop(journal);
+    let begun = Instant::now();
+    let (journal, report) = open();
+    let text = format!(
+        "Opening with {} MiB in {} frames in {} segments: {:.0} ms",
+        report.bytes >> 20,
+        report.frames,
+        report.segments,
+        begun.elapsed().as_secs_f64() * 1e3
+    );
+    runtime.block_on(journal.close());
+    text
 }
