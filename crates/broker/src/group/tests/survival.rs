@@ -27,7 +27,10 @@ async fn life(kafka: Kafka, told: Arc<Mutex<Told>>) {
     if code != 0 {
         return;
     }
-    let (committed, sent) = (told.lock().committed, told.lock().sent);
+    let (committed, sent) = {
+        let told = told.lock();
+        (told.committed, told.sent)
+    };
     if !(committed..=sent).contains(&offset.max(0)) {
         told.lock().problem =
             Some(format!("offset {offset}, but {committed} was acknowledged and {sent} sent"));
