@@ -1,6 +1,8 @@
 //! Measures `propose` on a fresh one-voter group: `cargo run --profile ci -p isobar-raft --example latency [DIR]`.
 //! Prints the start's time, p50/p99 of a command by how many are in flight, commands/s, and barriers.
 
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a measurement for a terminal")]
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,7 +31,8 @@ async fn in_flight(quorum: &Quorum, callers: usize, per_caller: usize) {
             times
         }
     });
-    let mut times: Vec<Duration> = futures_util::future::join_all(tasks).await.into_iter().flatten().collect();
+    let mut times: Vec<Duration> =
+        futures_util::future::join_all(tasks).await.into_iter().flatten().collect();
     let took = started.elapsed();
     times.sort_unstable();
     let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize];

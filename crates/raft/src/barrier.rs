@@ -99,7 +99,9 @@ pub(crate) async fn round(raft: &Raft, machine: &Machine) -> Result<u64, Propose
         OpenraftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
             ProposeError::NotLeader { leader: forward.leader_id }
         }
-        OpenraftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => ProposeError::NotLeader { leader: None },
+        OpenraftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
+            ProposeError::NotLeader { leader: None }
+        }
         OpenraftError::Fatal(_) => ProposeError::Stopping,
     })?;
     // Here the machine may be ahead of what openraft has heard of it.

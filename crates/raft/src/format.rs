@@ -79,7 +79,8 @@ impl FormatRecord {
         }
         let record = Self::decode(bytes.slice(12..)).map_err(|e| damaged(&e.to_string()))?;
         if record.version == 0 || record.version > VERSION {
-            let what = format!("format version {} is not known; this binary knows up to {VERSION}", record.version);
+            let what =
+                format!("format version {} is not known; this binary knows up to {VERSION}", record.version);
             return Err(RaftError::WrongDirectory { path, what });
         }
         if record.incarnation.len() != 16 {

@@ -80,7 +80,9 @@ fn inspect_snapshots(host: &Host, dir: &Path, each: &mut dyn FnMut(Inspected)) -
 fn translated(item: InJournal) -> Inspected {
     match item {
         InJournal::Segment { path, id, header_ok: true, .. } => Inspected::Segment { path, id },
-        InJournal::Segment { path, .. } => Inspected::Note(format!("{}: its header is damaged", path.display())),
+        InJournal::Segment { path, .. } => {
+            Inspected::Note(format!("{}: its header is damaged", path.display()))
+        }
         InJournal::Frame { frame, .. } => {
             let position = frame.stamp().position;
             match FrameRecord::parse(frame.meta()) {
@@ -91,7 +93,9 @@ fn translated(item: InJournal) -> Inspected {
         InJournal::Seal { offset } => Inspected::Note(format!("sealed at byte {offset}")),
         InJournal::Hole { from, to, why } => Inspected::Note(format!("bytes {from}..{to}: {why}")),
         InJournal::Spare { path } => Inspected::Note(format!("spare {}", path.display())),
-        InJournal::Done { report, synced } => Inspected::Note(format!("synced below {synced}; opening finds {report:?}")),
+        InJournal::Done { report, synced } => {
+            Inspected::Note(format!("synced below {synced}; opening finds {report:?}"))
+        }
     }
 }
 
@@ -173,7 +177,13 @@ fn write_entry(f: &mut fmt::Formatter<'_>, entry: &EntryRecord) -> fmt::Result {
     match (&entry.command, &entry.membership) {
         (Some(bytes), _) => match MetadataEntry::from_bytes(bytes.clone()) {
             Ok(entry) => {
-                write!(f, "{} bytes, {} commands, time {} ms", bytes.len(), entry.commands.len(), entry.time_ms)?;
+                write!(
+                    f,
+                    "{} bytes, {} commands, time {} ms",
+                    bytes.len(),
+                    entry.commands.len(),
+                    entry.time_ms
+                )?;
                 entry.commands.iter().try_for_each(|command| write!(f, "\n    {command:?}"))
             }
             Err(error) => write!(f, "{} bytes: {error}", bytes.len()),

@@ -304,7 +304,8 @@ impl Log {
         if self.cache_bytes <= self.cache_limit_bytes {
             return;
         }
-        let unsynced = self.spans.iter().rev().take_while(|span| span.place.is_none()).last().map(|span| span.first);
+        let unsynced =
+            self.spans.iter().rev().take_while(|span| span.place.is_none()).last().map(|span| span.first);
         let evictable_end = unsynced.unwrap_or(u64::MAX);
         while self.cache_bytes > self.cache_limit_bytes
             && self.cache.front().is_some_and(|c| c.entry.log_id.index < evictable_end)
@@ -318,12 +319,16 @@ impl Log {
     /// Takes in one frame found on disk; in the order of the journal.
     pub(crate) fn replay(&mut self, place: Place, record: &FrameRecord) -> Result<(), String> {
         let highest = record.entries.last().map(|e| e.id.index);
-        eprintln!("seg {} pos {} serial {} purged {:?} trunc {:?} entries {:?}..{:?} | expect {} last {:?} purged {:?} adrift {}", place.segment, place.position, record.serial, record.purged.map(|p| p.index), record.truncate.map(|t| t.after.map(|a| a.index)), record.entries.first().map(|e| e.id.index), highest, self.next_serial, self.last.map(|l| l.index), self.purged.map(|l| l.index), self.adrift);
         let gap = self.replayed.replace(place).is_none_or(|before| place.segment > before.segment + 1);
         if record.serial != self.next_serial && !gap {
             self.saw_segment(place.segment, highest);
             return if record.serial > self.next_serial {
-                tracing::warn!(?place, record.serial, expected = self.next_serial, "void frame in the metadata log");
+                tracing::warn!(
+                    ?place,
+                    record.serial,
+                    expected = self.next_serial,
+                    "void frame in the metadata log"
+                );
                 Ok(())
             } else {
                 Err(format!("frame {} comes after frame {}", record.serial, self.next_serial - 1))
@@ -341,13 +346,16 @@ impl Log {
         if let Some(purged) = &record.purged {
             self.purge(purged.log_id());
         }
-        if self.adrift && self.last.is_none() && !record.entries.is_empty() {
-            self.purged = None;
+        if self.adrift
+            && self.last.is_none()
+            && let Some(first) = record.entries.first()
+        {
+            self.purged = self.purged.filter(|purged| purged.index + 1 == first.id.index);
         }
         let entries = record.entries.iter().map(EntryRecord::decode_entry).collect::<Result<Vec<_>, _>>()?;
         let ticket = self.append(entries)?;
         self.written(Some(ticket), place, highest);
-        self.adrift &= self.purged.is_none_or(|purged| purged.index + 1 != self.first);
+        self.adrift &= self.last.is_none() || self.purged.is_none_or(|purged| purged.index + 1 != self.first);
         Ok(())
     }
 

@@ -118,7 +118,8 @@ impl LogStore {
             let mut log = self.shared.log.lock();
             let mut record = log.frame();
             record.entries = entries.iter().map(EntryRecord::of).collect();
-            let ticket = log.append(entries).map_err(|what| io::Error::new(io::ErrorKind::InvalidInput, what))?;
+            let ticket =
+                log.append(entries).map_err(|what| io::Error::new(io::ErrorKind::InvalidInput, what))?;
             (record, ticket)
         };
         self.submit(kind::APPEND, &record, Some(ticket), move |result| {
@@ -229,17 +230,18 @@ impl RaftLogReader<Types> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let pieces = futures_util::stream::try_unfold((self.clone(), to_range(&range)), |(store, range)| async move {
-            if range.is_empty() {
-                return Ok::<_, io::Error>(None);
-            }
-            let entries = store.read(range.clone(), MAX_READ_BYTES).await?;
-            let Some(next) = entries.last().map(|e| e.log_id.index + 1) else {
-                return Ok(None);
-            };
-            let piece = futures_util::stream::iter(entries.into_iter().map(Ok));
-            Ok(Some((piece, (store, next..range.end))))
-        });
+        let pieces =
+            futures_util::stream::try_unfold((self.clone(), to_range(&range)), |(store, range)| async move {
+                if range.is_empty() {
+                    return Ok::<_, io::Error>(None);
+                }
+                let entries = store.read(range.clone(), MAX_READ_BYTES).await?;
+                let Some(next) = entries.last().map(|e| e.log_id.index + 1) else {
+                    return Ok(None);
+                };
+                let piece = futures_util::stream::iter(entries.into_iter().map(Ok));
+                Ok(Some((piece, (store, next..range.end))))
+            });
         futures_util::TryStreamExt::try_flatten(pieces)
     }
 

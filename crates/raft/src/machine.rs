@@ -74,7 +74,8 @@ impl Machine {
         let applied = watch::Sender::new(machine.applied_index());
         metrics.applied_index.set(gauge(machine.applied_index()));
         metrics.snapshot_bytes.set(gauge(snapshots.newest_bytes()));
-        let state = State { machine, last_applied: meta.last_log_id, membership: meta.last_membership, log_bytes: 0 };
+        let state =
+            State { machine, last_applied: meta.last_log_id, membership: meta.last_membership, log_bytes: 0 };
         Self {
             host: host.clone(),
             state: Mutex::new(state),
@@ -165,7 +166,8 @@ impl Machine {
     pub(crate) fn freeze(&self) -> Option<View> {
         let mut state = self.state.lock();
         state.last_applied?;
-        let meta = SnapshotMeta { last_log_id: state.last_applied, last_membership: state.membership.clone() };
+        let meta =
+            SnapshotMeta { last_log_id: state.last_applied, last_membership: state.membership.clone() };
         Some(View { meta, frozen: state.machine.freeze(), log_bytes: std::mem::take(&mut state.log_bytes) })
     }
 
@@ -250,9 +252,11 @@ impl RaftStateMachine<Types> for MachineWorker {
         }
         let view = self.0.freeze();
         let work = match (view, newest) {
-            (Some(view), newest) if newest.as_ref().map(|s| &s.meta) != Some(&view.meta) => Work::Write(view),
+            (Some(view), newest) if newest.as_ref().map(|s| &s.meta) != Some(&view.meta) => {
+                Work::Write(Box::new(view))
+            }
             (_, Some(stored)) => Work::Known(stored),
-            (Some(view), None) => Work::Write(view),
+            (Some(view), None) => Work::Write(Box::new(view)),
             (None, None) => Work::Nothing,
         };
         Some(Builder { machine: Arc::clone(&self.0), work })
@@ -263,7 +267,11 @@ impl RaftStateMachine<Types> for MachineWorker {
         self.try_create_snapshot_builder(true).await.unwrap_or(Builder { machine, work: Work::Nothing })
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotHandle) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotHandle,
+    ) -> Result<(), io::Error> {
         let machine = Arc::clone(&self.0);
         let meta = meta.clone();
         let work = move || {
@@ -285,7 +293,11 @@ impl RaftStateMachine<Types> for MachineWorker {
             machine.applied.send_replace(index);
             Ok(())
         };
-        self.0.host.run_blocking(work).await.unwrap_or_else(|| Err(io::Error::other("the snapshot reader died")))
+        self.0
+            .host
+            .run_blocking(work)
+            .await
+            .unwrap_or_else(|| Err(io::Error::other("the snapshot reader died")))
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<OpenraftSnapshot>, io::Error> {
@@ -295,7 +307,7 @@ impl RaftStateMachine<Types> for MachineWorker {
 
 enum Work {
     Known(Stored),
-    Write(View),
+    Write(Box<View>),
     Nothing,
 }
 
@@ -311,7 +323,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> Result<OpenraftSnapshot, io::Error> {
         let stored = match std::mem::replace(&mut self.work, Work::Nothing) {
             Work::Known(stored) => stored,
-            Work::Write(view) => self.machine.write(view).await?,
+            Work::Write(view) => self.machine.write(*view).await?,
             // openraft asks for this only if the log was purged without a snapshot, and such a directory does not open.
             Work::Nothing => {
                 let snapshot = self.machine.snapshots.handle_of("nothing was applied");

@@ -85,7 +85,11 @@ impl Queue {
         }
         let first = inner.waiting.is_empty();
         inner.bytes += cost;
-        inner.waiting.push_back(Waiting { envelope, encoded_bytes, asked: Asked { since: Instant::now(), done } });
+        inner.waiting.push_back(Waiting {
+            envelope,
+            encoded_bytes,
+            asked: Asked { since: Instant::now(), done },
+        });
         self.metrics.queue_bytes.set(gauge(inner.bytes));
         drop(inner);
         self.metrics.proposals.inc();
@@ -161,7 +165,11 @@ impl Answers {
         let error = match result {
             Ok(response) => {
                 if response.data.len() != asked.len() {
-                    tracing::error!(asked = asked.len(), answers = response.data.len(), "answers do not match");
+                    tracing::error!(
+                        asked = asked.len(),
+                        answers = response.data.len(),
+                        "answers do not match"
+                    );
                 }
                 let mut results = response.data.into_iter();
                 for asked in asked {
@@ -171,7 +179,9 @@ impl Answers {
                 }
                 return;
             }
-            Err(ClientWriteError::ForwardToLeader(forward)) => ProposeError::NotLeader { leader: forward.leader_id },
+            Err(ClientWriteError::ForwardToLeader(forward)) => {
+                ProposeError::NotLeader { leader: forward.leader_id }
+            }
             Err(ClientWriteError::LogEntryDiscarded(_)) => {
                 ProposeError::Unknown { reason: "leadership was lost before the entry was committed" }
             }

@@ -172,11 +172,29 @@ impl Quorum {
         let slots = Arc::new(Semaphore::new(options.entries_in_flight));
         let (stop, stopped) = watch::channel(false);
         let seeded = |name, task| spawner.spawn(name, Runtime::scope(host.random_u64(), task));
-        seeded("raft-propose", boxed(propose::run(Arc::clone(&queue), Arc::clone(&slots), raft.clone(), host.clone())));
-        seeded("raft-barrier", boxed(barrier::run(Arc::clone(&barriers), raft.clone(), Arc::clone(&machine))));
+        seeded(
+            "raft-propose",
+            boxed(propose::run(Arc::clone(&queue), Arc::clone(&slots), raft.clone(), host.clone())),
+        );
+        seeded(
+            "raft-barrier",
+            boxed(barrier::run(Arc::clone(&barriers), raft.clone(), Arc::clone(&machine))),
+        );
         seeded("raft-snapshot", boxed(keeper::run(Arc::clone(&machine), raft.clone(), stopped)));
-        let shared =
-            Shared { queue, barriers, machine, store, raft, slots, options, format, metrics, stop, host: host.clone(), spawner };
+        let shared = Shared {
+            queue,
+            barriers,
+            machine,
+            store,
+            raft,
+            slots,
+            options,
+            format,
+            metrics,
+            stop,
+            host: host.clone(),
+            spawner,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -385,7 +403,8 @@ pub(crate) fn open_machine(
     let reaches = restored.as_ref().and_then(|(meta, _)| meta.last_log_id).map(|id| id.index);
     let purged = store.purged().map(|id| id.index);
     if purged > reaches {
-        let have = reaches.map_or_else(|| "no good snapshot".to_owned(), |i| format!("the newest good one ends at {i}"));
+        let have = reaches
+            .map_or_else(|| "no good snapshot".to_owned(), |i| format!("the newest good one ends at {i}"));
         let what = format!(
             "the log starts after entry {}, but there is {have}; restore this member from another or from the archive",
             purged.unwrap_or_default()
@@ -442,7 +461,10 @@ async fn take_lead(
         }
         raft.trigger().elect(false).await.map_err(|error| stopped(&error))?;
     }
-    raft.wait(Some(START_TIMEOUT)).state(ServerState::Leader, "start").await.map_err(|error| stopped(&error))?;
+    raft.wait(Some(START_TIMEOUT))
+        .state(ServerState::Leader, "start")
+        .await
+        .map_err(|error| stopped(&error))?;
     barrier::round(raft, machine).await.map_err(|error| stopped(&error))?;
     Ok(())
 }

@@ -151,13 +151,18 @@ impl VoteRecord {
     }
 
     pub(crate) fn vote(&self) -> Vote {
-        if self.committed { Vote::new_committed(self.term, self.node) } else { Vote::new(self.term, self.node) }
+        if self.committed {
+            Vote::new_committed(self.term, self.node)
+        } else {
+            Vote::new(self.term, self.node)
+        }
     }
 }
 
 impl MembershipRecord {
     pub(crate) fn of(membership: &Membership) -> Self {
-        let set = |set: &std::collections::BTreeSet<u64>| VoterSetRecord { nodes: set.iter().copied().collect() };
+        let set =
+            |set: &std::collections::BTreeSet<u64>| VoterSetRecord { nodes: set.iter().copied().collect() };
         let member = |(node, peer): (&u64, &Peer)| MemberRecord {
             node: *node,
             incarnation: Bytes::copy_from_slice(&peer.incarnation),
@@ -172,11 +177,9 @@ impl MembershipRecord {
     pub(crate) fn decode_membership(&self) -> Result<Membership, String> {
         let mut nodes = std::collections::BTreeMap::new();
         for member in &self.members {
-            let incarnation = member
-                .incarnation
-                .as_ref()
-                .try_into()
-                .map_err(|_| format!("node {} has an incarnation of {} bytes", member.node, member.incarnation.len()))?;
+            let incarnation = member.incarnation.as_ref().try_into().map_err(|_| {
+                format!("node {} has an incarnation of {} bytes", member.node, member.incarnation.len())
+            })?;
             nodes.insert(member.node, Peer { incarnation, address: member.address.clone() });
         }
         let sets: Vec<_> = self.voters.iter().map(|set| set.nodes.iter().copied().collect()).collect();
@@ -201,7 +204,8 @@ impl EntryRecord {
         let payload: Payload = match (&self.command, &self.membership) {
             (None, None) => EntryPayload::Blank,
             (Some(bytes), None) => EntryPayload::Normal(
-                Command::decode(bytes.clone()).map_err(|e| format!("command at index {}: {e}", self.id.index))?,
+                Command::decode(bytes.clone())
+                    .map_err(|e| format!("command at index {}: {e}", self.id.index))?,
             ),
             (None, Some(membership)) => EntryPayload::Membership(membership.decode_membership()?),
             (Some(_), Some(_)) => return Err(format!("entry {} is two things at once", self.id.index)),
@@ -215,7 +219,10 @@ impl FrameRecord {
     pub(crate) fn parse(meta: Bytes) -> Result<Self, String> {
         let record = Self::decode(meta).map_err(|e| e.to_string())?;
         if record.version == 0 || record.version > VERSION {
-            return Err(format!("frame version {} is not known; this binary knows up to {VERSION}", record.version));
+            return Err(format!(
+                "frame version {} is not known; this binary knows up to {VERSION}",
+                record.version
+            ));
         }
         Ok(record)
     }

@@ -75,7 +75,10 @@ impl SnapshotHeader {
         };
         Ok(SnapshotMeta {
             last_log_id: Some(self.last.log_id()),
-            last_membership: StoredMembership::new(self.membership_id.as_ref().map(LogIdRecord::log_id), membership),
+            last_membership: StoredMembership::new(
+                self.membership_id.as_ref().map(LogIdRecord::log_id),
+                membership,
+            ),
         })
     }
 }
@@ -99,8 +102,9 @@ impl SnapshotHandle {
     /// The body, checked.
     pub(crate) fn read(&self) -> io::Result<Bytes> {
         let bytes = Bytes::from(self.disk.read(&self.path)?);
-        let (_, body) = parse(&bytes)
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", self.path.display())))?;
+        let (_, body) = parse(&bytes).map_err(|e| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", self.path.display()))
+        })?;
         Ok(body)
     }
 }
@@ -173,7 +177,11 @@ impl Snapshots {
     }
 
     /// Writes one snapshot durably and removes what is older than the newest two. Blocks.
-    pub(crate) fn write(&self, meta: &SnapshotMeta, encode: impl FnOnce(&mut dyn FnMut(&[u8]))) -> io::Result<Stored> {
+    pub(crate) fn write(
+        &self,
+        meta: &SnapshotMeta,
+        encode: impl FnOnce(&mut dyn FnMut(&[u8])),
+    ) -> io::Result<Stored> {
         let header = SnapshotHeader::new(meta, self.host.now_ms())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a snapshot of nothing"))?;
         let path = self.dir.join(file_name(&header.last));
@@ -350,6 +358,7 @@ pub(crate) fn parse(file: &Bytes) -> Result<(SnapshotHeader, Bytes), ParseError>
     if header_end > trailer || (trailer - header_end) as u64 != body_bytes {
         return Err(damaged("its lengths do not add up"));
     }
-    let header = SnapshotHeader::decode(file.slice(PREFIX_BYTES..header_end)).map_err(|e| damaged(&e.to_string()))?;
+    let header =
+        SnapshotHeader::decode(file.slice(PREFIX_BYTES..header_end)).map_err(|e| damaged(&e.to_string()))?;
     Ok((header, file.slice(header_end..trailer)))
 }

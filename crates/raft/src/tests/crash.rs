@@ -63,7 +63,11 @@ async fn read_back(store: &mut LogStore) -> Result<Model, String> {
         purged: state.last_purged_log_id,
         entries,
     };
-    if state.last_log_id == model.last() { Ok(model) } else { Err(format!("{state:?} but {:?}", model.last())) }
+    if state.last_log_id == model.last() {
+        Ok(model)
+    } else {
+        Err(format!("{state:?} but {:?}", model.last()))
+    }
 }
 
 /// Opens the store, tells what it found, then makes random calls until something fails.

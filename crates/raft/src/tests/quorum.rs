@@ -240,8 +240,9 @@ fn a_directory_that_is_not_ours_or_has_forgotten_is_refused() {
 #[test]
 fn what_does_not_fit_is_refused_and_did_not_happen() {
     run(async |host, dir| {
-        let quorum =
-            Quorum::start(&host, QuorumOptions { queue_bytes: 1 << 20, ..options(&dir) }).await.expect("starts");
+        let quorum = Quorum::start(&host, QuorumOptions { queue_bytes: 1 << 20, ..options(&dir) })
+            .await
+            .expect("starts");
         let huge = super::register_from(1, "x".repeat(1 << 20));
         let error = quorum.propose(huge).await.expect_err("too large");
         assert!(matches!(error, ProposeError::TooLarge { .. }) && error.did_not_happen(), "{error}");
@@ -282,7 +283,10 @@ fn after_a_stop_everything_is_refused_and_streams_end() {
             batches += 1;
         }
         assert_eq!(batches, 2);
-        assert!(host.disk().list(&dir.join("snapshots")).expect("a list").len() == 1, "a snapshot at the stop");
+        assert!(
+            host.disk().list(&dir.join("snapshots")).expect("a list").len() == 1,
+            "a snapshot at the stop"
+        );
     });
 }
 
@@ -311,8 +315,16 @@ fn a_directory_can_be_read_by_people() {
         register_all(&quorum, 0, 3).await;
         quorum.shutdown().await.expect("stops");
         let mut text = String::new();
-        crate::inspect(&host, &dir, &mut |item| text.push_str(&format!("{item:#}\n"))).expect("it can be read");
-        for wanted in ["format: cluster AAAA", "snapshot ", "membership, voters", "vote 1-1", "RegisterSession", "blank"] {
+        crate::inspect(&host, &dir, &mut |item| text.push_str(&format!("{item:#}\n")))
+            .expect("it can be read");
+        for wanted in [
+            "format: cluster AAAA",
+            "snapshot ",
+            "membership, voters",
+            "vote 1-1",
+            "RegisterSession",
+            "blank",
+        ] {
             assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
         }
     });

@@ -39,11 +39,14 @@ async fn life(host: Host, told: Arc<Mutex<Told>>) {
         }
     };
     told.lock().starts += 1;
-    let answered: Vec<(u64, u64)> = told.lock().sessions.iter().rev().take(5).map(|(n, s)| (*n, *s)).collect();
+    let answered: Vec<(u64, u64)> =
+        told.lock().sessions.iter().rev().take(5).map(|(n, s)| (*n, *s)).collect();
     for (n, session) in answered {
         match quorum.propose(register(n)).await {
             Ok(result) if session_of(&result) == Some(session) => told.lock().repeats += 1,
-            Ok(result) => told.lock().problem = Some(format!("life {n} was session {session}, now {result:?}")),
+            Ok(result) => {
+                told.lock().problem = Some(format!("life {n} was session {session}, now {result:?}"))
+            }
             Err(_) => return,
         }
     }

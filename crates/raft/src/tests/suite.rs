@@ -31,7 +31,8 @@ impl Builder {
 impl StoreBuilder<Types, LogStore, MachineWorker> for Builder {
     async fn build(&self) -> Result<((), LogStore, MachineWorker), StorageError<Types>> {
         let dir = self.root.join(self.built.fetch_add(1, Ordering::Relaxed).to_string());
-        let (store, machine) = open_stores(&self.host, &small_options(&dir)).await.expect("an empty directory opens");
+        let (store, machine) =
+            open_stores(&self.host, &small_options(&dir)).await.expect("an empty directory opens");
         Ok(((), store, machine))
     }
 }
@@ -41,7 +42,9 @@ fn openrafts_suite_passes_on_a_real_disk() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let builder = Builder::new(Host::real(), dir.path().to_path_buf());
-    runtime.block_on(Runtime::scope(1, async move { Suite::test_all(builder).await })).expect("the suite passes");
+    runtime
+        .block_on(Runtime::scope(1, async move { Suite::test_all(builder).await }))
+        .expect("the suite passes");
 }
 
 #[test]
