@@ -189,7 +189,7 @@ impl Lane {
     async fn send(&mut self, batch: Batch) {
         let broken = self.shared.broken.lock().clone();
         if let Some(error) = broken {
-            return self.settle(batch.waiting, &Err(error));
+            return self.give_up(batch, error);
         }
         match self.try_send(&batch).await {
             Ok(Some(pending)) => self.in_flight.push_back((batch, pending)),

@@ -102,11 +102,48 @@ async fn send_through_chaos(client: Client, fake: Fake, _: Host) {
     }
 }
 
+/// With refusals for good among the chaos some sends fail and a producer may stop, but no outcome is a lie.
+async fn outcomes_are_true(client: Client, fake: Fake, _: Host) {
+    fake.state.lock().faults =
+        Faults { chaos_percent: 20, fatal_percent: 4, delay: Duration::from_millis(2), ..Faults::default() };
+    let mut outcomes = Vec::new();
+    for producer in 0..4 {
+        let config = ProducerConfig { batch_bytes: 200, ..ProducerConfig::default() };
+        let producer_of_round = Producer::new(&client, config).await.unwrap();
+        let mut deliveries = Vec::new();
+        for i in 0..60 {
+            let text = format!("{producer}-{i:02}");
+            match producer_of_round.send(&at(0), record(text.clone())).await {
+                Ok(delivery) => deliveries.push((text, delivery)),
+                Err(error) => assert!(!error.is_ambiguous(), "{error}"),
+            }
+        }
+        producer_of_round.flush().await;
+        for (text, delivery) in deliveries {
+            outcomes.push((text, delivery.await));
+        }
+    }
+    let values = fake.state.lock().topics["t"][0].values();
+    assert!(values.is_sorted() && values.windows(2).all(|pair| pair[0] != pair[1]), "{values:?}");
+    for (text, outcome) in outcomes {
+        let found = values.iter().position(|value| *value == text);
+        match outcome {
+            Ok(acked) => assert_eq!(found, Some(acked.offset as usize), "{text}"),
+            Err(error) => assert!(error.is_ambiguous() || found.is_none(), "{text}: {error}"),
+        }
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn idempotent_sends_arrive_once_and_in_order(seed: u64) {
         simulate(seed, &[("t", 3)], send_through_chaos);
+    }
+
+    #[test]
+    fn no_outcome_is_a_lie(seed: u64) {
+        simulate(seed, &[("t", 1)], outcomes_are_true);
     }
 }
 

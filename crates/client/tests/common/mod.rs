@@ -44,6 +44,8 @@ pub(crate) struct Faults {
     pub(crate) hang_up: u32,
     /// Of 100 batches, how many meet one of the faults above at random.
     pub(crate) chaos_percent: u64,
+    /// Of 100 batches, how many are refused for good.
+    pub(crate) fatal_percent: u64,
     /// How long an answer to Produce takes.
     pub(crate) delay: Duration,
 }
@@ -259,6 +261,9 @@ impl Fake {
                     1 => state.faults.take_and_hang_up += 1,
                     _ => state.faults.hang_up += 1,
                 }
+            }
+            if state.faults.fatal_percent > 0 && self.host.random_u64() % 100 < state.faults.fatal_percent {
+                state.faults.refuse.push_back(ErrorCode::PolicyViolation);
             }
             if state.faults.hang_up > 0 {
                 state.faults.hang_up -= 1;
