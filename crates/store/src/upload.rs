@@ -217,6 +217,9 @@ impl Work {
             if overdue {
                 next_pass = Instant::now() + self.options.interval;
             }
+            let now = Instant::now();
+            self.suspects.retain(|_, suspect| suspect.until + ALARM_PAUSE > now);
+            self.note_waiting(&self.parts.proposer.image());
             let mut small_ones_too = overdue;
             while under_way.len() < self.options.in_flight && Instant::now() >= self.not_before {
                 let Some((object, runs)) = self.next_upload(small_ones_too).await else { break };
@@ -230,8 +233,9 @@ impl Work {
             } else if draining && under_way.is_empty() {
                 self.end_drains();
             }
-            if let Some(again) = self.suspects.values().map(|suspect| suspect.until).min() {
-                next_pass = next_pass.min(again.max(Instant::now() + STALE_PAUSE));
+            let paused = self.suspects.values().map(|suspect| suspect.until).filter(|until| *until > now);
+            if let Some(again) = paused.min() {
+                next_pass = next_pass.min(again);
             }
         }
     }
@@ -272,8 +276,6 @@ impl Work {
             *offset = (*offset).max(*end);
         }
         let in_wal: Vec<_> = (0..image.shards()).flat_map(|shard| image.shard_in_wal(shard)).collect();
-        let waiting: u64 = in_wal.iter().map(|view| view.wal_bytes).sum();
-        self.note_waiting(waiting);
         let candidates: Vec<_> = in_wal
             .iter()
             .filter(|view| may_hold(image, view, self.options.store))
@@ -290,7 +292,9 @@ impl Work {
         Some(runs.into_iter().filter_map(with_view).collect())
     }
 
-    fn note_waiting(&mut self, bytes: u64) {
+    fn note_waiting(&mut self, image: &Image) {
+        let in_wal = (0..image.shards()).flat_map(|shard| image.shard_in_wal(shard));
+        let bytes: u64 = in_wal.map(|view| view.wal_bytes).sum();
         let metrics = self.parts.bucket.metrics();
         metrics.waiting_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         if bytes == 0 {
@@ -356,7 +360,6 @@ impl Work {
 
     fn suspect(&mut self, bad: Vec<BadRun>) {
         let now = Instant::now();
-        self.suspects.retain(|_, suspect| suspect.until + ALARM_PAUSE > now);
         for BadRun { key, location, stale, why } in bad {
             let again = self.suspects.get(&key).is_some_and(|known| known.location == location);
             let pause = if stale && !again {

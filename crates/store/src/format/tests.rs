@@ -87,7 +87,7 @@ fn the_format_never_changes_unnoticed() {
     // Written down when version 1 was fixed.
     let (bytes, _) = object(&[(1, 0, 0, 10), (1, 0, 0, 3000), (2, 5, 1, 100)]);
     assert_eq!((bytes.len(), crc32c(&bytes)), FIXED);
-    let mut newer = bytes.clone();
+    let mut newer = bytes;
     let at = newer.len() - TRAILER_BYTES;
     newer[at + 8] = 2;
     let crc = crc32c(&newer[at..at + 12]);
