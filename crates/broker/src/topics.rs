@@ -100,7 +100,7 @@ pub(crate) async fn create(
     let mut told = BTreeSet::new();
     let topics = request.topics.iter().filter(|topic| told.insert(topic.name.to_string())).map(|topic| {
         let answer = answers.remove(&topic.name.to_string());
-        let answer = answer.unwrap_or_else(|| Err((ErrorCode::UnknownServerError, None)));
+        let answer = answer.unwrap_or(Err((ErrorCode::UnknownServerError, None)));
         created(broker, version, topic.name.clone(), answer)
     });
     CreateTopicsResponse::default().with_topics(topics.collect())

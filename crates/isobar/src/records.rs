@@ -207,8 +207,7 @@ impl Until {
         } else {
             Vec::new()
         };
-        let partitions = ends.into_iter().map(|(index, first, next)| (index, first, next)).collect();
-        Ok(Self { active: args.exit_at_end, partitions })
+        Ok(Self { active: args.exit_at_end, partitions: ends })
     }
 
     fn starts_at(&mut self, partition: i32, offset: i64) {

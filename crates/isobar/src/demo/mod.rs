@@ -297,7 +297,7 @@ impl Progress {
     fn step(&mut self) {
         self.done += 1;
         let parts = if self.live { 100 } else { 4 };
-        if self.done % (self.total / parts).max(1) == 0 {
+        if self.done.is_multiple_of((self.total / parts).max(1)) {
             self.show(if self.live { "\r" } else { "" }, if self.live { "" } else { "\n" });
         }
     }
