@@ -18,6 +18,9 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);
 /// Bytes of names in one claim.
 const CLAIM_BYTES: usize = 64 << 10;
 const MINUTE_MS: u64 = 60_000;
+/// How often, and how far apart, loaded groups are unloaded while the broker drains.
+const HAND_OVER_ROUNDS: u32 = 100;
+const HAND_OVER_PAUSE: Duration = Duration::from_millis(10);
 
 /// Starts the tasks behind the groups. They end when the broker drains.
 pub(crate) fn start(broker: &Arc<Broker>) {
@@ -45,20 +48,19 @@ fn until_drained(
 async fn hand_over(broker: Arc<Broker>) {
     let mut draining = broker.draining.clone();
     let _ = draining.wait_for(|draining| *draining).await;
-    // A group that was being loaded just now is unloaded, too.
-    while unload_all(&broker) {
-        sleep(Duration::from_millis(10)).await;
+    // Again and again for a while: a group that is being loaded just now is unloaded, too.
+    for _ in 0..HAND_OVER_ROUNDS {
+        unload_all(&broker);
+        sleep(HAND_OVER_PAUSE).await;
     }
 }
 
-/// Sends everyone who waits to another coordinator. False: no group was loaded.
-fn unload_all(broker: &Arc<Broker>) -> bool {
-    let loaded = broker.groups.loaded();
-    for group in &loaded {
+/// Sends everyone who waits to another coordinator.
+fn unload_all(broker: &Arc<Broker>) {
+    for group in broker.groups.loaded() {
         // Gone: unloaded by someone else.
         let _ = group.handle(broker, Event::Unload(GroupError::NotCoordinator));
     }
-    !loaded.is_empty()
 }
 
 /// Fires the machines' timers.
