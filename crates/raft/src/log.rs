@@ -5,7 +5,7 @@
 //! 1. Entries are contiguous from `purged + 1` (or the first one ever) to `last`.
 //! 2. The cache holds a suffix of them. An entry leaves it only after its frame is synced.
 //! 3. Spans are ascending and do not overlap; the unsynced ones are the newest, for the journal answers in order.
-//! 4. A segment is given back only together with all before it, when no entry ever written to it lies above `purged`.
+//! 4. A segment is given back only together with all before it, when no entry ever written to it lies above what a *synced* frame says is purged.
 //!    Hence whichever of them survive a crash in the middle hold nothing but what the newest frame declares purged.
 //! 5. Frames are numbered without gaps. A frame whose number does not follow was queued behind a failed one and is void;
 //!    only a gap in the segments, given back before a crash, explains another number.
@@ -245,9 +245,9 @@ impl Log {
         self.purged = Some(upto);
     }
 
-    /// Which of these sealed segments (ascending) hold nothing of the log any more. They are forgotten here.
-    pub(crate) fn recyclable(&mut self, sealed: &[u64]) -> Vec<u64> {
-        let purged = self.purged.map(|id| id.index);
+    /// Which of these sealed segments (ascending) hold nothing of the log any more, once a frame with this purged index is
+    /// synced. They are forgotten here.
+    pub(crate) fn recyclable(&mut self, sealed: &[u64], purged: Option<u64>) -> Vec<u64> {
         let free: Vec<u64> = sealed
             .iter()
             .copied()

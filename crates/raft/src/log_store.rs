@@ -132,8 +132,10 @@ impl LogStore {
     /// Hands over a frame without entries that nobody waits for.
     fn submit_note(&self, frame_kind: u8, record: &FrameRecord) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
+        // Of this frame, not of now: a later purge may not be synced yet.
+        let purged = record.purged.map(|id| id.index);
         self.submit(frame_kind, record, None, move |result| match result {
-            Ok(written) if frame_kind == kind::PURGE => shared.recycle_before(written.segment),
+            Ok(written) if frame_kind == kind::PURGE => shared.recycle_before(written.segment, purged),
             Ok(_) => {}
             // The next append or vote reports it to openraft.
             Err(error) => tracing::error!(%error, "the metadata log could not be written"),
@@ -183,9 +185,9 @@ impl Shared {
         self.metrics.log_bytes.set(i64::try_from(self.journal.bytes_live()).unwrap_or(i64::MAX));
     }
 
-    fn recycle_before(&self, segment: u64) {
+    fn recycle_before(&self, segment: u64, purged: Option<u64>) {
         let sealed: Vec<u64> = self.journal.sealed_segments().into_iter().filter(|s| *s < segment).collect();
-        let free = self.log.lock().recyclable(&sealed);
+        let free = self.log.lock().recyclable(&sealed, purged);
         for segment in free {
             self.journal.recycle(segment);
         }
