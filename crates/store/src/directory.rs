@@ -4,9 +4,9 @@
 //!
 //! Why not object_store's `LocalFileSystem::with_fsync`: it makes directories and syncs their parents only where it made
 //! them, so of two PUTs into a new directory one may return before the other has made the directory's name durable,
-//! and after a crash nobody does; it leaves staged files beside the objects, where only a walk over all finds them;
-//! it writes each slice by a system call of its own; and it cannot run on the simulated disk, which is what finds
-//! such things.
+//! and after a crash nobody does; it leaves staged files beside the objects, where only a walk over all finds them; it
+//! writes through the page cache, which costs several times the CPU (measured: 3.1 against 0.4 CPU seconds for each GiB
+//! uploaded) and makes the WAL's syncs wait; and it cannot run on the simulated disk, which is what finds such things.
 //!
 //! Invariants
 //! 1. An object's name appears only when all its bytes are synced: written below `tmp`, synced, renamed.
@@ -14,8 +14,9 @@
 //!    directory's own name was synced before the first object of this process in it.
 //! 3. Nothing below `tmp` outlives a start: `open` removes it.
 //!
-//! Ordering: write and sync in pieces of at most [`SYNC_PIECE_BYTES`], so that no sync of ours makes the WAL's wait behind
-//! more than one piece; rename; sync the directory. All of it on the blocking pool.
+//! Ordering: reserve the blocks; write, past the page cache in pieces of [`PIECE_BYTES`] but for what does not fill a disk
+//! block at the end; sync; rename; sync the directory. All of it on the blocking pool. Reads go past the page cache too:
+//! there is a block cache above.
 //!
 //! Failure: an error up to the rename did not happen; the staged file is removed, and a retry writes a new one, so a
 //! failed sync is never repeated on the same file. From the rename on it may have happened.
@@ -30,13 +31,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use isobar_host::{Disk, Host, Open};
+use isobar_host::{BufferPool, Disk, DiskFile, Host, Open};
 use parking_lot::Mutex;
 
-/// At most this much is dirty in the page cache for one object.
-const SYNC_PIECE_BYTES: usize = 8 << 20;
-/// Linux takes at most 1024 parts in one vectored write.
-const PARTS_MAX: usize = 1024;
+/// Length of one direct write.
+const PIECE_BYTES: usize = 1 << 20;
+/// Buffers kept for reuse: some blocks' reads and writes under way.
+const POOL_BYTES: usize = 4 << 20;
+const ALIGN: u64 = isobar_host::buffer::ALIGN as u64;
 
 /// Whether a failed PUT or DELETE can have had an effect.
 #[derive(Debug)]
@@ -56,6 +58,7 @@ struct Inner {
     root: PathBuf,
     staging: PathBuf,
     durable_dirs: Mutex<BTreeSet<PathBuf>>,
+    pool: BufferPool,
 }
 
 impl Directory {
@@ -67,6 +70,7 @@ impl Directory {
             root: root.to_owned(),
             staging: root.join("tmp"),
             durable_dirs: Mutex::default(),
+            pool: BufferPool::new(POOL_BYTES),
         });
         let directory = Self { inner };
         directory
@@ -92,27 +96,24 @@ impl Directory {
         result.unwrap_or_else(|| Err(WriteFailure::MayHaveHappened(gone())))
     }
 
+    /// All of the range, or `UnexpectedEof`.
     pub(crate) async fn get_range(&self, key: &str, range: Range<u64>) -> io::Result<Bytes> {
         let path = self.path(key)?;
         self.blocking(move |inner| {
-            let file = inner.disk.open(&path, Open::READ)?;
-            let len = file.len()?;
-            if range.start > range.end || range.end > len {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    format!("{range:?} of {len} bytes"),
-                ));
-            }
-            let mut buffer = vec![0; (range.end - range.start) as usize];
-            file.read_at(&mut buffer, range.start)?;
-            Ok(Bytes::from(buffer))
+            let len = inner.disk.open(&path, Open::READ)?.len()?;
+            inner.get(&path, len, range)
         })
         .await
     }
 
+    /// As much of the range as there is; it must begin within the object.
     pub(crate) async fn get_up_to(&self, key: &str, range: Range<u64>) -> io::Result<Bytes> {
-        let end = range.end.min(self.size(key).await?);
-        self.get_range(key, range.start..end).await
+        let path = self.path(key)?;
+        self.blocking(move |inner| {
+            let len = inner.disk.open(&path, Open::READ)?.len()?;
+            inner.get(&path, len, range.start..range.end.min(len))
+        })
+        .await
     }
 
     pub(crate) async fn size(&self, key: &str) -> io::Result<u64> {
@@ -177,39 +178,66 @@ impl Inner {
         self.disk.sync_dir(dir).map_err(WriteFailure::MayHaveHappened)
     }
 
+    /// Writes and syncs. The file is direct as far as whole disk blocks go; its end goes through a second, plain handle,
+    /// because a direct write cannot end within a block.
     fn write_staged(&self, staged: &Path, parts: &[Bytes]) -> io::Result<()> {
-        let file = self.disk.open(staged, Open::CREATE)?;
-        let (mut offset, mut unsynced) = (0_u64, 0);
-        let mut gathered: Vec<IoSlice<'_>> = Vec::with_capacity(PARTS_MAX.min(parts.len()));
-        let mut gathered_bytes = 0;
-        let pieces =
-            parts.iter().flat_map(|part| part.chunks(SYNC_PIECE_BYTES)).filter(|piece| !piece.is_empty());
-        for piece in pieces {
-            if gathered.len() == PARTS_MAX || unsynced + gathered_bytes + piece.len() > SYNC_PIECE_BYTES {
-                file.write_at(&gathered, offset)?;
-                gathered.clear();
-                offset += gathered_bytes as u64;
-                unsynced += gathered_bytes;
-                gathered_bytes = 0;
-                if unsynced + piece.len() > SYNC_PIECE_BYTES {
-                    self.sync(&*file)?;
-                    unsynced = 0;
+        let len: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        let file = self.disk.open(staged, Open::CREATE.direct())?;
+        file.allocate(len)?;
+        let mut buffer = self.pool.take(PIECE_BYTES);
+        let (mut filled, mut offset) = (0, 0_u64);
+        for part in parts {
+            let mut rest = &part[..];
+            while !rest.is_empty() {
+                let count = rest.len().min(PIECE_BYTES - filled);
+                buffer[filled..filled + count].copy_from_slice(&rest[..count]);
+                filled += count;
+                rest = &rest[count..];
+                if filled == PIECE_BYTES {
+                    file.write_at(&[IoSlice::new(&buffer[..filled])], offset)?;
+                    offset += filled as u64;
+                    filled = 0;
                 }
             }
-            gathered.push(IoSlice::new(piece));
-            gathered_bytes += piece.len();
         }
-        if !gathered.is_empty() {
-            file.write_at(&gathered, offset)?;
+        let whole = filled - filled % ALIGN as usize;
+        if whole > 0 {
+            file.write_at(&[IoSlice::new(&buffer[..whole])], offset)?;
+        }
+        if filled > whole {
+            let end = self.disk.open(staged, Open::READ_WRITE)?;
+            end.write_at(&[IoSlice::new(&buffer[whole..filled])], offset + whole as u64)?;
+            self.sync(&*end)?;
         }
         self.sync(&*file)
     }
 
-    fn sync(&self, file: &dyn isobar_host::DiskFile) -> io::Result<()> {
+    fn sync(&self, file: &dyn DiskFile) -> io::Result<()> {
         if self.host.sabotaged("object-not-synced") {
             return Ok(());
         }
         file.sync_data()
+    }
+
+    /// Reads a range of a file of `len` bytes: whole disk blocks directly, the end of the file through a plain handle.
+    fn get(&self, path: &Path, len: u64, range: Range<u64>) -> io::Result<Bytes> {
+        if range.start > range.end || range.end > len {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{range:?} of {len} bytes")));
+        }
+        let start = range.start - range.start % ALIGN;
+        // Of a direct file nothing behind its last whole block can be read.
+        let direct_end = range.end.next_multiple_of(ALIGN).min(len - len % ALIGN).max(start);
+        let at = |position: u64| (position - start) as usize;
+        let mut buffer = self.pool.take(at(range.end.max(direct_end)));
+        if direct_end > start {
+            self.disk.open(path, Open::READ.direct())?.read_at(&mut buffer[..at(direct_end)], start)?;
+        }
+        if range.end > direct_end {
+            self.disk
+                .open(path, Open::READ)?
+                .read_at(&mut buffer[at(direct_end)..at(range.end)], direct_end)?;
+        }
+        Ok(buffer.freeze().slice(at(range.start)..at(range.end)))
     }
 
     /// Syncs the name of `dir` once in this process, even where the directory is already there: whoever made it may

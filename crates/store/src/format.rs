@@ -148,7 +148,7 @@ pub struct RunBatch {
 }
 
 /// Batches shorter than this are copied together: a slice each would cost more than the copy.
-const COPY_BELOW_BYTES: usize = 2048;
+const COPY_BELOW_BYTES: usize = 512;
 /// Copied bytes and stamps gather in pieces of this.
 const ARENA_BYTES: usize = 64 << 10;
 

@@ -115,11 +115,32 @@ async fn a_real_directory_conforms() {
 
 #[test]
 fn a_simulated_directory_conforms() {
-    on_node(&Arc::new(SimDisk::new(1)), 1, None, |host| async move {
-        let bucket =
-            Bucket::open_dir(&host, "dir", Path::new("s"), quick(), StoreMetrics::default()).await.unwrap();
-        conforms(&bucket).await;
-    });
+    for refuse_direct in [false, true] {
+        let disk = Arc::new(SimDisk::new(1));
+        disk.refuse_direct(refuse_direct);
+        on_node(&disk, 1, None, |host| async move {
+            let opened = Bucket::open_dir(&host, "dir", Path::new("s"), quick(), StoreMetrics::default());
+            let bucket = opened.await.unwrap();
+            conforms(&bucket).await;
+            // Ranges and lengths on and beside the borders of disk blocks and pieces.
+            for len in [0_u64, 1, 4095, 4096, 4097, (1 << 20) - 1, 1 << 20, (1 << 20) + 4096, (2 << 20) + 5] {
+                let whole: Vec<u8> = (0..len).map(|n| ((n * 31) >> 3) as u8).collect();
+                let cut = whole.len() / 3;
+                let parts =
+                    vec![Bytes::copy_from_slice(&whole[..cut]), Bytes::copy_from_slice(&whole[cut..])];
+                bucket.put("data/00/1", parts).await.unwrap();
+                assert_eq!(bucket.size("data/00/1").await.unwrap(), len);
+                let edges =
+                    [0, 1, 4095, 4096, 4097, len / 2, len.saturating_sub(4097), len.saturating_sub(1), len];
+                for start in edges {
+                    for end in edges.into_iter().filter(|end| start <= *end && *end <= len) {
+                        let found = bucket.get_range("data/00/1", start..end).await.unwrap();
+                        assert!(found == whole[start as usize..end as usize], "{start}..{end} of {len}");
+                    }
+                }
+            }
+        });
+    }
 }
 
 /// Puts objects until it dies; every life first reads what the former ones acknowledged.
