@@ -47,6 +47,10 @@ pub trait Wal: Send + Sync {
     /// number is not used up. It must not block.
     fn append(&self, chunk: Chunk, done: AppendDone);
 
+    /// False when appends are about to be refused for want of space: take nothing new from clients and tell them to try
+    /// again, so that what was taken already still fits.
+    fn has_room(&self) -> bool;
+
     /// The batches with these ordinals, as they were pushed: from memory, else from disk with every CRC checked.
     async fn read(&self, stream: StreamId, number: u64, ordinals: Range<u32>)
     -> Result<Vec<Bytes>, WalError>;

@@ -44,13 +44,16 @@ use crate::{AppendDone, Chunk, FRAME_KIND, Wal, WalError, WalMetrics};
 
 const INCARNATION_FILE: &str = "incarnation";
 const JOURNAL_DIR: &str = "journal";
+/// See [`ReplicaOptions::max_disk_bytes`].
+const HEADROOM_BYTES: u64 = 256 << 20;
 
 /// Settings of a local replica.
 #[derive(Debug, Clone)]
 pub struct ReplicaOptions {
     /// Whether an empty directory may be made a new WAL directory. Never for a node that is already a member.
     pub format: bool,
-    /// Bytes of disk that chunks may take; beyond it appends are refused.
+    /// Bytes of disk that chunks may take; beyond it appends are refused. The last eighth, but no more than 256 MiB, is
+    /// kept for what was taken from clients before [`Wal::has_room`] said no.
     pub max_disk_bytes: u64,
     /// Bytes of recent chunks kept in memory for tail reads.
     pub max_memory_bytes: usize,
@@ -322,6 +325,14 @@ impl Wal for LocalReplica {
             let Some((done, chunk)) = once.lock().take() else { return };
             done(shared.appended(id, chunk, Err(error)));
         }
+    }
+
+    fn has_room(&self) -> bool {
+        let journal = &self.shared.journal;
+        let max = self.shared.options.max_disk_bytes;
+        let soft = max - (max / 8).min(HEADROOM_BYTES);
+        // One that has stopped for good says so when it is asked to append.
+        journal.bytes_live() < soft && !matches!(journal.refusal(), Some(JournalError::DiskFull))
     }
 
     async fn read(

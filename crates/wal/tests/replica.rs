@@ -263,8 +263,9 @@ fn a_full_disk_refuses_and_goes_on_once_chunks_are_released() {
         let replica = open(&host, ReplicaOptions { max_disk_bytes: 600 << 10, ..options() }).await;
         replica.reconcile(&empty_image());
         let large = |number| chunk(STREAM, number, &[(key(1, 0), batch(number as u8, 50_000))]);
-        let mut number = 0;
+        let (mut number, mut without_room) = (0, 0);
         let refused = loop {
+            without_room += u64::from(!replica.has_room());
             match append(&replica, large(number)).await {
                 Ok(()) => number += 1,
                 Err(error) => break error,
@@ -272,11 +273,13 @@ fn a_full_disk_refuses_and_goes_on_once_chunks_are_released() {
         };
         assert_eq!(refused, WalError::Full);
         assert!((8..=11).contains(&number), "{number}");
+        assert!(without_room > 0 && without_room < number, "told beforehand: {without_room}");
         assert_eq!(append(&replica, large(number)).await, Err(WalError::Full));
         assert!(replica.read(STREAM, 0, 0..1).await.is_ok());
         for old in 0..number {
             replica.follow(&effects(vec![committed(STREAM, old, 1), released(STREAM, &[old])]));
         }
+        assert!(replica.has_room());
         append(&replica, large(number)).await.unwrap();
     });
 }
