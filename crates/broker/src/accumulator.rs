@@ -13,8 +13,13 @@
 //!    applied (DESIGN.md section 2, invariant 2).
 //! 3. Every batch that was pushed is answered exactly once, also when the lane stops.
 //!
-//! Failure: an append or a commit that fails for good stops the lane: everything that waits and comes later is
-//! answered KAFKA_STORAGE_ERROR, and the node says that it is not ready. One process has nowhere to move the lane to.
+//! 4. A chunk gets its number when it is handed over, so that numbers have no gap although the WAL may refuse some.
+//!
+//! Failure: a WAL that is full refuses a chunk and all that are under way behind it. Their batches are answered
+//! KAFKA_STORAGE_ERROR, which clients try again, and the lane goes on from the first refused number once nothing is
+//! under way; until the WAL has room [`Lane::push`] refuses at once. An append or a commit that fails for good stops
+//! the lane: everything that waits and comes later is answered KAFKA_STORAGE_ERROR, and the node says that it is not
+//! ready. One process has nowhere to move the lane to.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -141,9 +146,12 @@ struct SealedChunk {
 #[derive(Default)]
 struct State {
     open: Option<OpenChunk>,
-    sealed: VecDeque<SealedChunk>,
+    /// Chunks that are closed to further batches and wait for their turn.
+    grown: VecDeque<OpenChunk>,
     in_flight: usize,
     next_chunk: u64,
+    /// The first number that a full WAL refused, while later ones are under way: they will be refused too.
+    refused_from: Option<u64>,
     /// Batch bytes of recent chunks, for the size of the next buffer.
     recent_bytes: usize,
     /// Somebody is handing chunks to the WAL; whoever else would goes home.
@@ -229,11 +237,13 @@ impl Lane {
 
     /// Appends the batches of one request, in their order. Each is answered through `waiting`.
     pub(crate) fn push(self: &Arc<Self>, batches: &[Checked], waiting: &Arc<Waiting>) {
+        let has_room = self.target.wal.has_room();
         let mut state = self.state.lock();
-        if state.stopped {
+        if state.stopped || !has_room {
+            let outcome = if state.stopped { stopped() } else { full() };
             drop(state);
             for batch in batches {
-                waiting.answer(batch.index, stopped());
+                waiting.answer(batch.index, outcome.clone());
             }
             return;
         }
@@ -246,7 +256,7 @@ impl Lane {
 
     fn push_one(&self, state: &mut State, batch: &Checked, waiting: &Arc<Waiting>) {
         if state.open.as_ref().is_some_and(|open| !open.writer.fits(batch.bytes.len())) {
-            self.seal(state);
+            state.grown.extend(state.open.take());
         }
         let recent_bytes = state.recent_bytes;
         let open = state.open.get_or_insert_with(|| {
@@ -264,15 +274,12 @@ impl Lane {
         open.slots.push(Slot { waiting: Arc::clone(waiting), index: batch.index });
     }
 
-    fn seal(&self, state: &mut State) {
-        let Some(open) = state.open.take() else { return };
+    fn seal(&self, state: &mut State, open: OpenChunk) -> SealedChunk {
         let number = state.next_chunk;
         state.next_chunk += 1;
         state.recent_bytes = (state.recent_bytes * 3 + open.writer.batch_bytes()) / 4;
         let chunk = open.writer.seal(self.target.stream, number);
-        let sealed =
-            SealedChunk { chunk, slots: open.slots, class_epochs: open.class_epochs, opened: open.opened };
-        state.sealed.push_back(sealed);
+        SealedChunk { chunk, slots: open.slots, class_epochs: open.class_epochs, opened: open.opened }
     }
 
     /// Hands over whatever is due. One thread at a time does it, so that chunks go out in the order of their
@@ -293,17 +300,15 @@ impl Lane {
     }
 
     fn next_due(&self, state: &mut State) -> Option<SealedChunk> {
-        if state.in_flight >= self.limits.max_in_flight {
+        if state.in_flight >= self.limits.max_in_flight || state.refused_from.is_some() {
             return None;
         }
-        if let Some(sealed) = state.sealed.pop_front() {
-            return Some(sealed);
-        }
-        let open = state.open.as_ref()?;
-        if state.in_flight == 0 || open.writer.batch_bytes() >= self.limits.chunk_target_bytes {
-            self.seal(state);
-        }
-        state.sealed.pop_front()
+        let target = self.limits.chunk_target_bytes;
+        let due = state.grown.pop_front().or_else(|| {
+            let none_under_way = state.in_flight == 0;
+            state.open.take_if(|open| none_under_way || open.writer.batch_bytes() >= target)
+        })?;
+        Some(self.seal(state, due))
     }
 
     fn append(self: &Arc<Self>, sealed: SealedChunk) {
@@ -321,18 +326,35 @@ impl Lane {
     }
 
     fn appended(self: &Arc<Self>, sealed: SealedChunk, appended: Result<(), WalError>) {
+        let number = sealed.chunk.number();
+        let mut refused = None;
         match appended {
             Ok(()) => {
                 self.host.crash_point("produce.after_append");
                 self.commit(sealed);
             }
+            Err(error @ (WalError::Full | WalError::TooLarge(_))) => {
+                tracing::warn!(%error, chunk = number, "the WAL refused a chunk: its clients will try again");
+                refused = Some(number);
+                refuse(sealed.slots, &full());
+            }
             Err(error) => {
                 tracing::error!(%error, "the WAL refused a chunk: this lane stops");
                 self.stop();
-                refuse(sealed.slots);
+                refuse(sealed.slots, &stopped());
             }
         }
-        self.state.lock().in_flight -= 1;
+        let mut state = self.state.lock();
+        state.in_flight -= 1;
+        if let Some(number) = refused {
+            state.refused_from = Some(state.refused_from.map_or(number, |from| from.min(number)));
+        }
+        if state.in_flight == 0
+            && let Some(from) = state.refused_from.take()
+        {
+            state.next_chunk = from;
+        }
+        drop(state);
         self.send_due();
     }
 
@@ -373,7 +395,7 @@ impl Lane {
             other => {
                 tracing::error!(answer = ?other, "the commit of a chunk failed: this lane stops");
                 self.stop();
-                refuse(sealed.slots);
+                refuse(sealed.slots, &stopped());
             }
         }
     }
@@ -382,11 +404,10 @@ impl Lane {
     fn stop(&self) {
         let mut state = self.state.lock();
         state.stopped = true;
+        let grown = std::mem::take(&mut state.grown);
         let open = state.open.take();
-        let sealed: Vec<SealedChunk> = state.sealed.drain(..).collect();
         drop(state);
-        refuse(open.into_iter().flat_map(|open| open.slots));
-        refuse(sealed.into_iter().flat_map(|sealed| sealed.slots));
+        refuse(grown.into_iter().chain(open).flat_map(|open| open.slots), &stopped());
     }
 }
 
@@ -394,9 +415,13 @@ fn stopped() -> Outcome {
     Outcome::refused(ErrorCode::KafkaStorageError, Some("this broker can no longer write".to_owned()))
 }
 
-fn refuse(slots: impl IntoIterator<Item = Slot>) {
+fn full() -> Outcome {
+    Outcome::refused(ErrorCode::KafkaStorageError, Some("the write-ahead log is full".to_owned()))
+}
+
+fn refuse(slots: impl IntoIterator<Item = Slot>, outcome: &Outcome) {
     for slot in slots {
-        slot.waiting.answer(slot.index, stopped());
+        slot.waiting.answer(slot.index, outcome.clone());
     }
 }
 

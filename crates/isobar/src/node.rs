@@ -76,6 +76,8 @@ pub struct NodeOptions {
     pub upload_trigger_bytes: u64,
     /// Journal segments of WAL and Raft log; small ones make rotation frequent.
     pub segment_bytes: Option<u64>,
+    /// Bytes of disk for chunks that are not uploaded yet; at this bound producers are held up.
+    pub wal_max_disk_bytes: u64,
     /// Memory for recent chunks.
     pub tail_bytes: usize,
     /// Memory for blocks of objects.
@@ -95,6 +97,7 @@ impl NodeOptions {
             upload_interval: Duration::from_secs(3),
             upload_trigger_bytes: 32 << 20,
             segment_bytes: None,
+            wal_max_disk_bytes: ReplicaOptions::default().max_disk_bytes,
             tail_bytes: 64 << 20,
             cache_bytes: 64 << 20,
             snapshot_after_bytes: 64 << 20,
@@ -335,8 +338,12 @@ async fn open_wal(
 ) -> Result<LocalReplica, NodeError> {
     let metrics = WalMetrics::default();
     metrics.register(registry);
-    let mut replica =
-        ReplicaOptions { format: fresh, max_memory_bytes: options.tail_bytes, ..ReplicaOptions::default() };
+    let mut replica = ReplicaOptions {
+        format: fresh,
+        max_disk_bytes: options.wal_max_disk_bytes,
+        max_memory_bytes: options.tail_bytes,
+        ..ReplicaOptions::default()
+    };
     if let Some(segment_bytes) = options.segment_bytes {
         replica.journal.segment_bytes = segment_bytes;
     }

@@ -1,0 +1,107 @@
+//! A node whose WAL has no room: what was acknowledged stays, producers hear a retriable error, and all goes on once the
+//! store is back and has taken what waited.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use isobar_client::{
+    Client, ClientConfig, Consumer, ConsumerConfig, NewTopic, OutgoingRecord, Producer, ProducerConfig,
+    TopicPartition,
+};
+use isobar_host::Host;
+use isobar_host::sim::{SimDisk, World};
+use isobar_node::node::{Node, NodeOptions, Store};
+use isobar_testkit::bucket::{Bucket, FaultPlan};
+use parking_lot::Mutex;
+
+const BROKER: &str = "10.0.0.1:9092";
+const RECORDS: u64 = 600;
+const VALUE_BYTES: usize = 100 << 10;
+
+fn options(bucket: &Bucket) -> NodeOptions {
+    let mut options = NodeOptions::new("/data");
+    options.store = Store::Given(Arc::new(bucket.clone()));
+    options.broker.listen = BROKER.to_owned();
+    options.segment_bytes = Some(8 << 20);
+    options.wal_max_disk_bytes = 32 << 20;
+    options.upload_interval = Duration::from_millis(200);
+    options
+}
+
+/// Sends everything, then reads it back: each value once and in order.
+async fn send_and_read(host: Host) {
+    let mut config = ClientConfig::new(BROKER);
+    config.api_timeout = Duration::from_secs(60);
+    let client = loop {
+        match Client::connect(&host, config.clone()).await {
+            Ok(client) => break client,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    client.create_topics(&[NewTopic::new("t", 1)]).await.unwrap();
+    let settings = ProducerConfig { delivery_timeout: Duration::from_secs(120), ..ProducerConfig::default() };
+    let producer = Producer::new(&client, settings).await.unwrap();
+    let at = TopicPartition::new("t", 0);
+    let mut deliveries = Vec::new();
+    for number in 0..RECORDS {
+        let mut value = number.to_be_bytes().to_vec();
+        value.resize(VALUE_BYTES, 7);
+        let record = OutgoingRecord { value: Some(value.into()), ..OutgoingRecord::default() };
+        deliveries.push(producer.send(&at, record).await.unwrap());
+    }
+    for (number, delivery) in (0..).zip(deliveries) {
+        assert_eq!(delivery.await.unwrap().offset, number);
+    }
+    let mut consumer = Consumer::new(&client, ConsumerConfig::default());
+    consumer.assign(at, Some(0));
+    let mut next = 0_u64;
+    while next < RECORDS {
+        for fetched in consumer.poll(Duration::from_secs(5)).await.unwrap() {
+            fetched
+                .for_each(|record| {
+                    let value = record.value.clone().unwrap();
+                    assert_eq!(value[..8], next.to_be_bytes());
+                    next += 1;
+                })
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn full_wal_holds_producers_up_and_loses_nothing() {
+    let mut world = World::new(7);
+    let disk = Arc::new(SimDisk::new(7));
+    world.add_node("broker", disk);
+    world.add_node("client", Arc::new(SimDisk::new(8)));
+    let bucket = Bucket::new(7, FaultPlan::NONE);
+    bucket.set_outage(true);
+    let node: Arc<Mutex<Option<Node>>> = Arc::default();
+    let (started, settings) = (Arc::clone(&node), options(&bucket));
+    world.boot("broker", |host| async move {
+        *started.lock() = Some(Node::start(&host, settings).await.unwrap());
+    });
+    let done = Arc::new(Mutex::new(false));
+    let ended = Arc::clone(&done);
+    world.boot("client", |host| async move {
+        send_and_read(host).await;
+        *ended.lock() = true;
+    });
+    for millisecond in 0..120_000 {
+        world.step();
+        if millisecond == 10_000 {
+            let node = node.lock();
+            let node = node.as_ref().unwrap();
+            assert!(node.health().is_ok(), "a full WAL is no reason to stop");
+            assert!(!*done.lock(), "the WAL was never full");
+            bucket.set_outage(false);
+        }
+        if *done.lock() {
+            assert!(millisecond > 10_000);
+            return;
+        }
+    }
+    panic!("producers did not go on");
+}
