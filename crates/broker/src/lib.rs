@@ -37,7 +37,7 @@ use isobar_protocol::error::ErrorCode;
 use isobar_raft::{EffectStream, ProposeError, Quorum};
 use isobar_store::ObjectReader;
 use isobar_wal::Wal;
-use tokio::sync::watch;
+use isobar_host::watch;
 
 pub use live::LiveImage;
 pub use metrics::Metrics;

@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isobar_host::watch;
 use isobar_metadata::{Changes, EffectBatch, Image, PartitionKey, PartitionView, Topic, TopicId};
 use isobar_protocol::TopicRef;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::metrics::Metrics;
 

@@ -18,6 +18,7 @@ mod random;
 pub mod sim;
 mod task;
 mod usage;
+pub mod watch;
 
 use std::future::Future;
 use std::io;
@@ -173,9 +174,23 @@ impl Host {
         }
     }
 
-    /// True where a test breaks the named promise on purpose. Always false in a build without `sabotage`.
+    /// True where a test breaks the named promise on purpose. Always false in a build without `sabotage` or `sim`.
     pub fn sabotaged(&self, name: &str) -> bool {
-        crash::sabotaged(name)
+        match &self.inner.world {
+            World::Real => crash::sabotaged(name),
+            #[cfg(feature = "sim")]
+            World::Sim(node) => node.sabotaged(name),
+        }
+    }
+
+    /// Counts one effect on the outside that does not pass through this crate, such as a call of a store that the
+    /// simulation made. `Err` if this life has ended, or ends here: then there must be no effect, and no answer.
+    #[cfg(feature = "sim")]
+    pub fn step(&self, what: &str) -> io::Result<()> {
+        match &self.inner.world {
+            World::Real => Ok(()),
+            World::Sim(node) => node.step(what),
+        }
     }
 
     /// Holds this thread between a promise and the late deed, so that a kill finds the gap. Does nothing in simulation

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isobar_host::disk::DirLock;
+use isobar_host::watch;
 use isobar_host::{BufferPool, Disk, Open};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::core::{Core, Limits};
 use crate::error::JournalError;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_host::disk::DirLock;
+use isobar_host::watch;
 use isobar_host::{BufferPool, Disk};
 use parking_lot::{Condvar, Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::core::Core;
 use crate::error::JournalError;

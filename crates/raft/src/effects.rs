@@ -9,10 +9,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use isobar_host::watch;
 use isobar_metadata::EffectBatch;
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::sync::watch;
 
 /// What a batch costs besides its encoded size.
 const BATCH_OVERHEAD_BYTES: usize = 128;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use isobar_host::watch;
 
 use crate::machine::Machine;
 use crate::propose::Raft;

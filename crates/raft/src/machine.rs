@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use isobar_host::Host;
+use isobar_host::watch;
 use isobar_metadata::{CommandResult, Frozen, Image, StateMachine};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::effects::{EffectStream, Ring};

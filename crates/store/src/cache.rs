@@ -22,9 +22,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use isobar_host::Host;
+use isobar_host::watch;
 use isobar_metadata::ids::ObjectId;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use crate::StoreError;
 use crate::metrics::StoreMetrics;
@@ -159,7 +159,7 @@ impl MemoryCache {
                 let flight = Flight { shared: Arc::clone(&self.shared), key, landed: false };
                 self.shared.host.spawn("block-load", async move {
                     let loaded = load().await;
-                    let _ = tell.send(Some(flight.land(loaded)));
+                    tell.send_replace(Some(flight.land(loaded)));
                 });
                 Err(waiting)
             }

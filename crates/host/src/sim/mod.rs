@@ -79,6 +79,7 @@ struct Slot {
     disk: Arc<SimDisk>,
     life: Option<Life>,
     passed: BTreeMap<&'static str, u64>,
+    sabotage: Option<String>,
 }
 
 struct Life {
@@ -134,7 +135,8 @@ impl World {
 
     /// Adds a node that is switched off, with the disk it will boot from.
     pub fn add_node(&mut self, name: &str, disk: Arc<SimDisk>) {
-        self.nodes.insert(name.to_owned(), Slot { disk, life: None, passed: BTreeMap::new() });
+        self.nodes
+            .insert(name.to_owned(), Slot { disk, life: None, passed: BTreeMap::new(), sabotage: None });
     }
 
     /// Switches a node on and spawns its main task. Does nothing if it is already running.
@@ -152,8 +154,8 @@ impl World {
         self.shared.record(self.shared.now_us.load(Ordering::Relaxed), name, "boot");
         let seed = self.shared.rng.lock().next_u64();
         let _inside = runtime.enter();
-        let node =
-            Arc::new(Node::new(name, Arc::clone(&self.shared), seed, self.start_ms, Arc::clone(&slot.disk)));
+        let node = Node::new(name, Arc::clone(&self.shared), seed, self.start_ms, Arc::clone(&slot.disk));
+        let node = Arc::new(node.sabotaged_by(slot.sabotage.clone()));
         let host = Host::simulated(Arc::clone(&node), node.gated_disk());
         let main = main(host);
         #[expect(clippy::disallowed_methods, reason = "the simulator is the runtime")]
@@ -176,12 +178,25 @@ impl World {
         }
     }
 
+    /// Breaks a promise in the node's later lives on purpose ([`Host::sabotaged`]).
+    pub fn sabotage(&mut self, name: &str, promise: Option<&str>) {
+        if let Some(slot) = self.nodes.get_mut(name) {
+            slot.sabotage = promise.map(str::to_owned);
+        }
+    }
+
     /// Power cut: the node dies now; its disk keeps what was synced and a random part of the rest.
     pub fn crash(&mut self, name: &str) {
-        if let Some(slot) = self.nodes.get(name).filter(|slot| slot.life.is_some()) {
-            if let Some(life) = &slot.life {
-                life.node.die("crash");
-            }
+        if let Some(life) = self.nodes.get(name).and_then(|slot| slot.life.as_ref()) {
+            life.node.die("crash");
+            self.bury(name);
+        }
+    }
+
+    /// SIGKILL: the process ends now; what it wrote is still there, synced or not.
+    pub fn kill(&mut self, name: &str) {
+        if let Some(life) = self.nodes.get(name).and_then(|slot| slot.life.as_ref()) {
+            life.node.be_killed();
             self.bury(name);
         }
     }

@@ -26,6 +26,8 @@ pub struct Node {
     fuse: AtomicU64,
     armed_point: Mutex<Option<&'static str>>,
     passed: Mutex<BTreeMap<&'static str, u64>>,
+    /// The promise that this life breaks on purpose.
+    sabotage: Option<String>,
 }
 
 impl Node {
@@ -43,7 +45,17 @@ impl Node {
             fuse: AtomicU64::new(0),
             armed_point: Mutex::new(None),
             passed: Mutex::default(),
+            sabotage: None,
         }
+    }
+
+    pub(super) fn sabotaged_by(mut self, promise: Option<String>) -> Self {
+        self.sabotage = promise;
+        self
+    }
+
+    pub(crate) fn sabotaged(&self, promise: &str) -> bool {
+        self.sabotage.as_deref() == Some(promise)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -81,13 +93,26 @@ impl Node {
 
     /// Dies here: from now on nothing this life does is seen outside.
     pub(super) fn die(&self, why: &str) {
+        if self.ends(why) {
+            let seed = self.shared.rng.lock().next_u64();
+            self.disk.crash(seed);
+        }
+    }
+
+    /// As [`Self::die`], but the machine and what it holds in memory for the disk live on.
+    pub(super) fn be_killed(&self) {
+        if self.ends("killed") {
+            self.disk.kill();
+        }
+    }
+
+    fn ends(&self, why: &str) -> bool {
         if self.dead.swap(true, Ordering::Relaxed) {
-            return;
+            return false;
         }
         self.shared.record(self.now_us_or_world(), &self.name, why);
-        let seed = self.shared.rng.lock().next_u64();
-        self.disk.crash(seed);
         self.shared.network.forget_node(&self.name);
+        true
     }
 
     /// The node's clock can be read only from inside its runtime; a crash may come from the world.
@@ -96,7 +121,7 @@ impl Node {
     }
 
     /// Counts one effect on the outside. `Err` if this life has ended, before the effect.
-    pub(super) fn step(&self, what: &str) -> io::Result<()> {
+    pub(crate) fn step(&self, what: &str) -> io::Result<()> {
         if self.is_dead() {
             return Err(gone());
         }

@@ -198,7 +198,7 @@ struct Back {
 async fn read_back(host: &Host, client: &Client, flights: &Flights) -> Result<(Leg, u64), Failure> {
     let started = Instant::now();
     let (found, mut back) = mpsc::channel::<Result<Vec<Back>, String>>(8);
-    let (enough, stop) = tokio::sync::watch::channel(false);
+    let (enough, stop) = isobar_host::watch::channel(false);
     let members: Vec<_> = (0..MEMBERS)
         .map(|_| {
             let member = GroupConsumer::new(client, GroupConfig::new(GROUP, &[TOPIC]));
@@ -242,7 +242,7 @@ async fn read_back(host: &Host, client: &Client, flights: &Flights) -> Result<(L
 async fn consume(
     mut member: GroupConsumer,
     found: mpsc::Sender<Result<Vec<Back>, String>>,
-    stop: tokio::sync::watch::Receiver<bool>,
+    stop: isobar_host::watch::Receiver<bool>,
 ) {
     let outcome = async {
         while !*stop.borrow() {

@@ -1,0 +1,216 @@
+//! The clients: producers, readers, group members, an observer and one who makes and deletes topics. They live on a machine
+//! that does not die, and record what they saw when they saw it.
+
+mod churner;
+mod drain;
+mod member;
+mod observer;
+mod reader;
+mod sender;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use isobar_client::{Client, ClientConfig, ClientError, Fetched, NewTopic, TopicPartition};
+use isobar_host::Host;
+use isobar_protocol::error::ErrorCode;
+use isobar_testkit::Rng;
+use isobar_testkit::history::{Op, Read};
+use parking_lot::Mutex;
+use tokio::time::sleep;
+
+use crate::history::{Recorder, read_of};
+use crate::plan::{Draw as _, Plan};
+
+/// Where the node listens.
+pub(crate) const BROKER: &str = "10.0.0.1:9092";
+/// The group of all members.
+const GROUP: &str = "sim-group";
+
+/// A read of everything, asked for by the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drain {
+    No,
+    /// `last`: the one that is judged.
+    Wanted {
+        last: bool,
+    },
+    Done,
+}
+
+/// What all clients of a run share.
+pub(crate) struct Load {
+    pub recorder: Recorder,
+    pub plan: Plan,
+    pub stop_sending: AtomicBool,
+    pub stop: AtomicBool,
+    /// Clients that send or make topics and have not ended: number and what they do.
+    pub sending: Mutex<BTreeMap<u32, &'static str>>,
+    /// The others.
+    pub reading: Mutex<BTreeMap<u32, &'static str>>,
+    pub drain: Mutex<Drain>,
+    /// Partitions of the history's topics that exist.
+    partitions: Mutex<Vec<TopicPartition>>,
+}
+
+impl Load {
+    pub(crate) fn new(plan: Plan, recorder: Recorder) -> Arc<Self> {
+        Arc::new(Self {
+            recorder,
+            plan,
+            stop_sending: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sending: Mutex::default(),
+            reading: Mutex::default(),
+            drain: Mutex::new(Drain::No),
+            partitions: Mutex::default(),
+        })
+    }
+
+    fn partitions(&self) -> Vec<TopicPartition> {
+        self.partitions.lock().clone()
+    }
+
+    fn sends(&self) -> bool {
+        !self.stop_sending.load(Ordering::Relaxed)
+    }
+
+    fn reads(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// One client: its number in the history, its dice, its way to the broker.
+struct Me {
+    host: Host,
+    load: Arc<Load>,
+    number: u32,
+    rng: Rng,
+}
+
+impl Me {
+    fn new(host: &Host, load: &Arc<Load>, number: u32) -> Self {
+        let rng = Rng::new(load.plan.seed.wrapping_mul(1_000_003) ^ u64::from(number));
+        Self { host: host.clone(), load: Arc::clone(load), number, rng }
+    }
+
+    fn add(&self, op: Op) {
+        self.load.recorder.add(self.number, op);
+    }
+
+    fn problem(&self, what: &str, error: &ClientError) {
+        self.load.recorder.problem(format!("{what}: {error}"));
+    }
+
+    async fn pause(&mut self, most_ms: u64) {
+        sleep(Duration::from_millis(self.rng.between(1, most_ms))).await;
+    }
+
+    fn config(&mut self) -> ClientConfig {
+        ClientConfig {
+            client_id: format!("sim-{}", self.number),
+            connect_timeout: Duration::from_secs(1),
+            request_timeout: Duration::from_secs(self.rng.pick(&[2, 5])),
+            api_timeout: Duration::from_secs(8),
+            ..ClientConfig::new(BROKER)
+        }
+    }
+
+    /// A client, as soon as the broker can be reached. `None` when it is time to go.
+    async fn connect(&mut self, go_on: impl Fn(&Load) -> bool) -> Option<Client> {
+        while go_on(&self.load) {
+            let config = self.config();
+            match Client::connect(&self.host, config).await {
+                Ok(client) => return Some(client),
+                Err(error) if error.is_retriable() => self.pause(50).await,
+                Err(error) => {
+                    self.problem("connect", &error);
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Records what a consumer was given; the next offset of each partition.
+    fn polled(&self, fetched: &[Fetched], last: bool) -> BTreeMap<TopicPartition, i64> {
+        let mut ends = BTreeMap::new();
+        for of in fetched {
+            let mut records: Vec<Read> = Vec::new();
+            if let Err(error) = of.for_each(|record| records.push(read_of(record, of.at.partition))) {
+                self.problem("a batch that cannot be read", &error);
+            }
+            if let Some(end) = records.last().map(|read| read.0 + 1) {
+                ends.insert(of.at.clone(), end);
+                let (topic, partition) = (of.at.topic.clone(), of.at.partition);
+                self.add(Op::Poll { topic, partition, last, records });
+            }
+        }
+        ends
+    }
+}
+
+/// The main task of the clients' machine.
+pub(crate) async fn run(host: Host, load: Arc<Load>) {
+    let plan = &load.plan;
+    let mut number = 0;
+    let mut next = || {
+        number += 1;
+        Me::new(&host, &load, number)
+    };
+    let (maker, drainer) = (next(), next());
+    let start =
+        |clients: &Mutex<BTreeMap<u32, &'static str>>, me: &Me, what| clients.lock().insert(me.number, what);
+    start(&load.sending, &maker, "makes topics");
+    let _ = host.spawn("sim.topics", make_topics(maker));
+    for sender in plan.senders.clone() {
+        let me = next();
+        start(&load.sending, &me, "sends");
+        let _ = host.spawn("sim.sender", sender::run(me, sender));
+    }
+    if plan.churn {
+        let me = next();
+        start(&load.sending, &me, "churns");
+        let _ = host.spawn("sim.churner", churner::run(me));
+    }
+    for _ in 0..plan.readers {
+        let me = next();
+        start(&load.reading, &me, "reads");
+        let _ = host.spawn("sim.reader", reader::run(me));
+    }
+    for _ in 0..plan.members {
+        let me = next();
+        start(&load.reading, &me, "is in the group");
+        let _ = host.spawn("sim.member", member::run(me));
+    }
+    let me = next();
+    start(&load.reading, &me, "observes");
+    let _ = host.spawn("sim.observer", observer::run(me));
+    drain::serve(drainer).await;
+}
+
+/// Makes the topics of the history, each at its time; asks again until it is there.
+async fn make_topics(mut me: Me) {
+    let load = Arc::clone(&me.load);
+    let mut waited_ms = 0;
+    for topic in &load.plan.topics {
+        sleep(Duration::from_millis(topic.at_ms.saturating_sub(waited_ms))).await;
+        waited_ms = waited_ms.max(topic.at_ms);
+        // What is asked for once is asked until it is answered, also when sending has ended meanwhile.
+        let Some(client) = me.connect(|_| true).await else { break };
+        loop {
+            let made = client.create_topics(&[NewTopic::new(&topic.name, topic.partitions)]).await;
+            match made.and_then(|mut each| each.pop().unwrap_or(Ok(()))) {
+                Ok(()) => break,
+                Err(error) if error.code() == Some(ErrorCode::TopicAlreadyExists) => break,
+                Err(error) if error.is_retriable() || error.is_ambiguous() => me.pause(100).await,
+                Err(error) => return me.problem("create a topic", &error),
+            }
+        }
+        let of = (0..topic.partitions).map(|partition| TopicPartition::new(&topic.name, partition));
+        load.partitions.lock().extend(of);
+    }
+    load.sending.lock().remove(&me.number);
+}

@@ -1,0 +1,224 @@
+//! `isobar-sim`: runs seeds, replays one.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
+#![allow(clippy::disallowed_methods, reason = "runs on the real machine, outside the simulation")]
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use clap::{Args, Parser, Subcommand};
+use isobar_sim::plan::SABOTAGES;
+use isobar_sim::totals::Totals;
+use isobar_sim::{Outcome, Plan, run};
+use parking_lot::Mutex;
+use serde_json::json;
+
+/// The whole node in simulation, one seed after another.
+#[derive(Parser)]
+#[command(name = "isobar-sim")]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Runs seeds and says what they have shown; fails if one fails, or if nothing was shown.
+    Run(Run),
+    /// Runs one seed and says what is wrong with it.
+    Replay(Replay),
+    /// Runs one seed twice and fails if the two differ.
+    Twice { seed: u64 },
+}
+
+#[derive(Args)]
+struct Run {
+    /// FIRST..LAST, both included.
+    #[arg(long, value_parser = range)]
+    seeds: (u64, u64),
+    /// Seeds at once.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// A file of JSON lines to which this run's totals are added. Also: fail unless every crash point was hit.
+    #[arg(long)]
+    results: Option<PathBuf>,
+    /// Breaks a promise of the node; then the run must fail, and ends at the first seed that does.
+    #[arg(long, value_parser = sabotage)]
+    sabotage: Option<&'static str>,
+    /// Stops after this many failed seeds.
+    #[arg(long, default_value_t = 10)]
+    most_failures: usize,
+}
+
+#[derive(Args)]
+struct Replay {
+    seed: u64,
+    /// Writes every step of every machine here.
+    #[arg(long)]
+    trace: Option<PathBuf>,
+    /// Writes what the clients saw here, for history-check.
+    #[arg(long)]
+    history: Option<PathBuf>,
+    /// Prints the node's log; RUST_LOG chooses what.
+    #[arg(long)]
+    log: bool,
+    #[arg(long, value_parser = sabotage)]
+    sabotage: Option<&'static str>,
+}
+
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let bad = || format!("not FIRST..LAST: {text}");
+    let (first, last) = text.split_once("..").ok_or_else(bad)?;
+    let (first, last) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
+    if first <= last { Ok((first, last)) } else { Err(bad()) }
+}
+
+fn sabotage(text: &str) -> Result<&'static str, String> {
+    let found = SABOTAGES.iter().find(|name| **name == text).copied();
+    found.ok_or_else(|| format!("one of: {}", SABOTAGES.join(", ")))
+}
+
+fn plan(seed: u64, sabotage: Option<&'static str>) -> Plan {
+    match sabotage {
+        Some(promise) => Plan::of(seed).sabotaged(promise),
+        None => Plan::of(seed),
+    }
+}
+
+fn main() -> ExitCode {
+    let good = match Cli::parse().command {
+        Action::Run(args) => run_seeds(&args),
+        Action::Replay(args) => replay(&args),
+        Action::Twice { seed } => twice(seed),
+    };
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn guarded(plan: &Plan) -> Result<Outcome, String> {
+    catch_unwind(AssertUnwindSafe(|| run(plan, false))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    })
+}
+
+struct Shared<'a> {
+    args: &'a Run,
+    seeds: Vec<u64>,
+    next: AtomicUsize,
+    totals: Mutex<Totals>,
+}
+
+fn run_seeds(args: &Run) -> bool {
+    let began = Instant::now();
+    let (first, last) = args.seeds;
+    let shared =
+        Shared { args, seeds: (first..=last).collect(), next: AtomicUsize::new(0), totals: Mutex::default() };
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs.max(1) {
+            scope.spawn(|| work(&shared));
+        }
+    });
+    let totals = shared.totals.into_inner();
+    println!("{totals}");
+    let seconds = began.elapsed().as_secs_f64();
+    println!("{:.2} s a seed, {seconds:.0} s in all", seconds * args.jobs as f64 / totals.seeds as f64);
+    let missing = totals.missing(args.results.is_some());
+    if args.sabotage.is_none() {
+        for what in &missing {
+            println!("MISSING nothing of this happened: {what}");
+        }
+    }
+    if let Some(path) = &args.results {
+        let commit = output("git", &["rev-parse", "HEAD"]);
+        let dirty = !output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty();
+        let mut line = json!({ "commit": commit, "dirty": dirty, "first": first, "last": last,
+            "seconds": seconds.round(), "jobs": args.jobs });
+        if let (Some(line), Ok(serde_json::Value::Object(totals))) =
+            (line.as_object_mut(), serde_json::to_value(&totals))
+        {
+            line.extend(totals);
+        }
+        let mut file =
+            OpenOptions::new().create(true).append(true).open(path).expect("the results file opens");
+        writeln!(file, "{line}").expect("the results are written");
+    }
+    let failed = totals.failed_seeds.len() as u64;
+    println!("{} passed, {failed} failed", totals.seeds - failed);
+    failed == 0 && missing.is_empty()
+}
+
+fn output(program: &str, args: &[&str]) -> String {
+    let done = Command::new(program).args(args).output();
+    done.map(|done| String::from_utf8_lossy(&done.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+fn work(shared: &Shared<'_>) {
+    loop {
+        let Some(seed) = shared.seeds.get(shared.next.fetch_add(1, Ordering::Relaxed)) else { return };
+        let most = if shared.args.sabotage.is_some() { 1 } else { shared.args.most_failures };
+        if shared.totals.lock().failed_seeds.len() >= most {
+            return;
+        }
+        let outcome = guarded(&plan(*seed, shared.args.sabotage));
+        let mut totals = shared.totals.lock();
+        let complaints = match &outcome {
+            Ok(outcome) => {
+                totals.add(outcome);
+                outcome.complaints()
+            }
+            Err(panic) => {
+                totals.add_panic(*seed);
+                vec![format!("PROBLEM the simulation itself panicked: {panic}")]
+            }
+        };
+        if !complaints.is_empty() {
+            println!("FAIL seed {seed}; again: isobar-sim replay {seed}");
+            complaints.iter().for_each(|line| println!("  {line}"));
+        }
+        if totals.seeds.is_multiple_of(50) {
+            println!("{} seeds", totals.seeds);
+        }
+    }
+}
+
+fn replay(args: &Replay) -> bool {
+    if args.log {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+    }
+    let plan = plan(args.seed, args.sabotage);
+    println!("{plan:#?}");
+    let began = Instant::now();
+    let outcome = run(&plan, args.trace.is_some());
+    let mut totals = Totals::default();
+    totals.add(&outcome);
+    println!("{totals}\n{:.2} s, trace {:x?}", began.elapsed().as_secs_f64(), outcome.trace);
+    if let Some(path) = &args.trace {
+        std::fs::write(path, outcome.trace_lines.join("\n")).expect("the trace is written");
+    }
+    if let Some(path) = &args.history {
+        let lines: Vec<String> = outcome.events.iter().map(|event| event.to_line() + "\n").collect();
+        std::fs::write(path, lines.concat()).expect("the history is written");
+    }
+    outcome.complaints().iter().for_each(|line| println!("{line}"));
+    outcome.is_clean()
+}
+
+fn twice(seed: u64) -> bool {
+    let plan = Plan::of(seed);
+    let (one, two) = (run(&plan, true), run(&plan, true));
+    let same = one.trace == two.trace && one.events == two.events;
+    if let Some((at, (a, b))) =
+        one.trace_lines.iter().zip(&two.trace_lines).enumerate().find(|(_, (a, b))| a != b)
+    {
+        println!("step {at} differs:\n  {a}\n  {b}\nafter:");
+        one.trace_lines[at.saturating_sub(30)..at].iter().for_each(|line| println!("  {line}"));
+    }
+    println!("seed {seed}: {}", if same { "the same twice" } else { "differs" });
+    same
+}

@@ -1,0 +1,282 @@
+//! What one seed does: all its choices, drawn before anything runs.
+
+use std::time::Duration;
+
+use isobar_client::Acks;
+use isobar_protocol::compression::Codec;
+use isobar_testkit::Rng;
+
+/// Every named crash point of the node. A test holds this list against the source.
+pub const POINTS: &[&str] = &[
+    "delete.before_report",
+    "journal.claim",
+    "journal.claimed",
+    "journal.prepare",
+    "journal.prepare.filled",
+    "journal.prepare.header",
+    "journal.prepare.named",
+    "journal.prepared",
+    "journal.recover.named",
+    "journal.recover.read",
+    "journal.recover.settled",
+    "journal.recycle",
+    "journal.recycle.renamed",
+    "journal.recycled",
+    "journal.rotated",
+    "journal.synced",
+    "journal.write",
+    "journal.written",
+    "produce.after_append",
+    "produce.after_commit",
+    "raft.snapshot.renamed",
+    "raft.snapshot.synced",
+    "store.after_rename",
+    "store.after_sync",
+    "upload.after_commit",
+    "upload.after_put",
+    "upload.after_read",
+    "wal.after_sync",
+    "wal.before_recycle",
+];
+
+/// The promises that a node can be made to break ([`isobar_host::Host::sabotaged`]).
+pub const SABOTAGES: &[&str] = &[
+    "ack-before-sync",
+    "ack-before-commit",
+    "release-before-swap",
+    "object-not-synced",
+    "repeat-sequenced-twice",
+];
+
+/// A topic of the history.
+#[derive(Debug, Clone)]
+pub struct Topic {
+    pub name: String,
+    pub partitions: i32,
+    /// When it is made, in milliseconds of the load.
+    pub at_ms: u64,
+}
+
+/// A producer, one life after another.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    pub once: bool,
+    pub ordered: bool,
+    pub acks: Acks,
+    pub retries: bool,
+    pub codec: Codec,
+    pub linger: Duration,
+    pub batch_bytes: usize,
+    pub max_in_flight: usize,
+    pub delivery_timeout: Duration,
+    /// The longest pause between two bursts.
+    pub pause_ms: u64,
+    pub burst: u64,
+    pub largest_bytes: u64,
+}
+
+/// How the node is set up.
+#[derive(Debug, Clone)]
+pub struct NodePlan {
+    pub segment_bytes: u64,
+    pub tail_bytes: usize,
+    pub cache_bytes: usize,
+    pub snapshot_after_bytes: u64,
+    pub upload_interval: Duration,
+    pub upload_trigger_bytes: u64,
+    pub chunk_target_bytes: usize,
+    /// The store is a directory on the node's disk, not a bucket.
+    pub store_inside: bool,
+}
+
+/// All choices of one seed.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub load_ms: u64,
+    pub topics: Vec<Topic>,
+    pub senders: Vec<Sender>,
+    pub readers: u32,
+    pub members: u32,
+    pub churn: bool,
+    pub node: NodePlan,
+    /// The longest quiet time between two faults.
+    pub fault_every_ms: u64,
+    /// The crash points that this seed tries.
+    pub points: Vec<&'static str>,
+    pub disk_faults: bool,
+    pub bucket_faults: bool,
+    /// The promise that the node breaks.
+    pub sabotage: Option<&'static str>,
+}
+
+/// Drawing from lists and ranges.
+pub trait Draw {
+    /// From `low` to `high`, both included.
+    fn between(&mut self, low: u64, high: u64) -> u64;
+    /// One of these.
+    fn pick<T: Clone>(&mut self, of: &[T]) -> T;
+    /// True so many times in a hundred.
+    fn percent(&mut self, percent: u32) -> bool;
+}
+
+impl Draw for Rng {
+    fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
+    fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+        of[usize::try_from(self.below(of.len() as u64)).unwrap_or(0)].clone()
+    }
+
+    fn percent(&mut self, percent: u32) -> bool {
+        self.chance(percent * 10_000)
+    }
+}
+
+/// No idempotent producer may give up: its sends are decided or the seed has failed.
+const FOREVER: Duration = Duration::from_secs(3600);
+
+impl Plan {
+    /// What this seed does.
+    pub fn of(seed: u64) -> Self {
+        let rng = &mut Rng::new(seed ^ 0x1507_ba12_51b0_0001);
+        let load_ms = rng.between(4_000, 12_000);
+        let mut topics = vec![Topic { name: "a".into(), partitions: rng.between(1, 4) as i32, at_ms: 0 }];
+        if rng.percent(60) {
+            topics.push(Topic { name: "b".into(), partitions: 1, at_ms: 0 });
+        }
+        if rng.percent(60) {
+            let at_ms = rng.between(500, load_ms / 2);
+            topics.push(Topic { name: "late".into(), partitions: rng.between(1, 3) as i32, at_ms });
+        }
+        let senders = (0..rng.between(2, 4)).map(|number| sender(rng, number)).collect();
+        let points = (0..6).map(|n| POINTS[(seed as usize * 6 + n) % POINTS.len()]).collect();
+        Self {
+            seed,
+            load_ms,
+            topics,
+            senders,
+            readers: rng.between(1, 2) as u32,
+            members: rng.between(0, 3) as u32,
+            churn: rng.percent(60),
+            node: node(rng),
+            fault_every_ms: rng.pick(&[300, 800, 2_000]),
+            points,
+            disk_faults: rng.percent(60),
+            bucket_faults: rng.percent(60),
+            sabotage: None,
+        }
+    }
+
+    /// The same with a promise broken, where it can be seen.
+    #[must_use]
+    pub fn sabotaged(mut self, promise: &'static str) -> Self {
+        self.sabotage = Some(promise);
+        if promise == "object-not-synced" {
+            self.node.store_inside = true;
+            self.node.upload_interval = Duration::from_millis(200);
+        }
+        self
+    }
+}
+
+fn node(rng: &mut Rng) -> NodePlan {
+    NodePlan {
+        segment_bytes: rng.pick(&[256 << 10, 512 << 10]),
+        tail_bytes: rng.pick(&[16 << 10, 128 << 10, 16 << 20]),
+        cache_bytes: rng.pick(&[64 << 10, 1 << 20, 16 << 20]),
+        snapshot_after_bytes: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
+        upload_interval: Duration::from_millis(rng.pick(&[50, 200, 1_000, 3_000])),
+        upload_trigger_bytes: rng.pick(&[32 << 10, 256 << 10, 32 << 20]),
+        chunk_target_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
+        store_inside: rng.percent(25),
+    }
+}
+
+fn sender(rng: &mut Rng, number: u64) -> Sender {
+    let codec = rng.pick(&[Codec::None, Codec::None, Codec::Lz4, Codec::Zstd, Codec::Snappy, Codec::Gzip]);
+    let mut sender = Sender {
+        once: true,
+        ordered: true,
+        acks: Acks::All,
+        retries: true,
+        codec,
+        linger: Duration::from_millis(rng.pick(&[0, 0, 5])),
+        batch_bytes: rng.pick(&[300, 4_000, 30_000]),
+        max_in_flight: rng.pick(&[1, 2, 5]),
+        delivery_timeout: FOREVER,
+        pause_ms: rng.pick(&[10, 40, 150]),
+        burst: rng.pick(&[1, 5, 20]),
+        largest_bytes: rng.pick(&[100, 1_000, 10_000]),
+    };
+    // The first is always idempotent; the others may be of any kind.
+    let kind = if number == 0 { 0 } else { rng.below(6) };
+    if kind > 1 {
+        sender.once = false;
+        sender.acks = if rng.percent(30) { Acks::Leader } else { Acks::All };
+    }
+    match kind {
+        2 => sender.max_in_flight = 1,
+        // Gives up soon, so that some sends end undecided.
+        3 => {
+            sender.ordered = sender.max_in_flight == 1;
+            sender.delivery_timeout = Duration::from_millis(700);
+        }
+        4 => {
+            sender.ordered = sender.max_in_flight == 1;
+            sender.retries = false;
+        }
+        5 => (sender.acks, sender.ordered) = (Acks::None, false),
+        _ => {}
+    }
+    sender
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    fn sources(dir: &Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && path.file_name().is_some_and(|name| name != "tests") {
+                sources(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "reads the source")]
+    fn the_crash_points_are_those_of_the_source() {
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates");
+        let mut found = BTreeSet::new();
+        for name in ["journal", "raft", "wal", "store", "broker", "isobar"] {
+            let mut files = Vec::new();
+            sources(&crates.join(name).join("src"), &mut files);
+            for file in files {
+                let text = std::fs::read_to_string(file).unwrap();
+                for call in ["point(\"", "point)(\""] {
+                    for (at, _) in text.match_indices(call) {
+                        let rest = &text[at + call.len()..];
+                        found.insert(rest[..rest.find('"').unwrap()].to_owned());
+                    }
+                }
+            }
+        }
+        let known: BTreeSet<String> = POINTS.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(found, known);
+    }
+
+    #[test]
+    fn every_point_is_tried_by_some_seed() {
+        let tried: BTreeSet<&str> =
+            (1..=POINTS.len() as u64).flat_map(|seed| Plan::of(seed).points).collect();
+        assert_eq!(tried.len(), POINTS.len());
+    }
+}

@@ -1,0 +1,133 @@
+//! What many seeds together have shown.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::run::{Counters, Outcome};
+
+/// Sums over seeds. A run is worth something only if what matters in it is not zero.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Totals {
+    pub seeds: u64,
+    pub simulated_seconds: u64,
+    pub steps: u64,
+    pub acknowledgements_checked: u64,
+    pub records_read: u64,
+    pub ends_checked: u64,
+    pub commits_checked: u64,
+    pub anomalies: BTreeMap<String, u64>,
+    pub problems: u64,
+    pub failed_seeds: Vec<u64>,
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+fn add(to: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>) {
+    for (name, count) in from {
+        *to.entry(name.clone()).or_default() += count;
+    }
+}
+
+impl Totals {
+    /// One more seed.
+    pub fn add(&mut self, outcome: &Outcome) {
+        self.seeds += 1;
+        self.simulated_seconds += outcome.simulated_ms / 1000;
+        self.steps += outcome.trace.1;
+        let summary = &outcome.report.summary;
+        self.acknowledgements_checked += summary.acks_checked;
+        self.records_read += summary.reads;
+        self.ends_checked += summary.ends_checked;
+        self.commits_checked += summary.commits_checked;
+        for found in &outcome.report.found {
+            *self.anomalies.entry(found.kind.name().to_owned()).or_default() += found.count;
+        }
+        self.problems += outcome.problems.values().sum::<u64>();
+        if !outcome.is_clean() {
+            self.failed_seeds.push(outcome.seed);
+        }
+        let (to, from) = (&mut self.counters, &outcome.counters);
+        add(&mut to.faults, &from.faults);
+        add(&mut to.points_hit, &from.points_hit);
+        add(&mut to.points_passed, &from.points_passed);
+        add(&mut to.bucket_faults, &from.bucket_faults);
+        to.restarts += from.restarts;
+        to.starts_failed += from.starts_failed;
+        to.unhealthy += from.unhealthy;
+        to.objects_written += from.objects_written;
+        to.object_requests += from.object_requests;
+        to.object_bytes_read += from.object_bytes_read;
+        to.objects_deleted += from.objects_deleted;
+        to.disk_errors += from.disk_errors;
+        to.pages_dropped += from.pages_dropped;
+        to.pages_torn += from.pages_torn;
+    }
+
+    /// A seed that panicked.
+    pub fn add_panic(&mut self, seed: u64) {
+        self.seeds += 1;
+        self.problems += 1;
+        self.failed_seeds.push(seed);
+    }
+
+    /// What should have happened and did not, as names. `all_points`: also the crash points that no life died at.
+    pub fn missing(&self, all_points: bool) -> Vec<String> {
+        let c = &self.counters;
+        let numbers = [
+            ("acknowledgements checked", self.acknowledgements_checked),
+            ("records read", self.records_read),
+            ("ends checked", self.ends_checked),
+            ("committed offsets checked", self.commits_checked),
+            ("restarts", c.restarts),
+            ("objects written", c.objects_written),
+            ("bytes read from objects", c.object_bytes_read),
+            ("objects deleted", c.objects_deleted),
+            ("disk errors", c.disk_errors),
+            ("pages that a power cut dropped", c.pages_dropped),
+            ("bucket faults", c.bucket_faults.values().sum()),
+        ];
+        let zero = numbers.iter().filter(|(_, n)| *n == 0).map(|(name, _)| (*name).to_owned());
+        let kinds = ["power-cut", "kill", "crash-at-step", "crash-point", "stop"];
+        let kinds =
+            kinds.iter().filter(|kind| !c.faults.contains_key(**kind)).map(|kind| format!("fault {kind}"));
+        let points =
+            crate::plan::POINTS.iter().filter(|point| all_points && !c.points_hit.contains_key(**point));
+        zero.chain(kinds).chain(points.map(|point| format!("death at {point}"))).collect()
+    }
+}
+
+fn list(of: &BTreeMap<String, u64>) -> String {
+    of.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let c = &self.counters;
+        writeln!(
+            f,
+            "{} seeds, {} simulated seconds, {} steps",
+            self.seeds, self.simulated_seconds, self.steps
+        )?;
+        writeln!(
+            f,
+            "{} acknowledgements checked, {} records read, {} ends and {} committed offsets checked",
+            self.acknowledgements_checked, self.records_read, self.ends_checked, self.commits_checked
+        )?;
+        writeln!(f, "faults: {}", list(&c.faults))?;
+        writeln!(f, "crash points hit: {}", list(&c.points_hit))?;
+        writeln!(f, "bucket faults: {}", list(&c.bucket_faults))?;
+        writeln!(
+            f,
+            "{} restarts, {} starts that failed, {} times unhealthy; {} disk errors, {} pages lost and {} torn by power cuts",
+            c.restarts, c.starts_failed, c.unhealthy, c.disk_errors, c.pages_dropped, c.pages_torn
+        )?;
+        writeln!(
+            f,
+            "{} objects written, {} deleted, {} requests to the store, {} bytes read from objects",
+            c.objects_written, c.objects_deleted, c.object_requests, c.object_bytes_read
+        )?;
+        write!(f, "{} anomalies, {} problems", self.anomalies.values().sum::<u64>(), self.problems)
+    }
+}
