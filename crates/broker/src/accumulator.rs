@@ -260,7 +260,9 @@ impl Lane {
         }
         let recent_bytes = state.recent_bytes;
         let open = state.open.get_or_insert_with(|| {
-            let wanted = (recent_bytes * 2).clamp(MIN_CHUNK_BUFFER_BYTES, MAX_CHUNK_BUFFER_BYTES);
+            // A quarter more than usual: who keeps the chunk (the tail) need not copy it out of a buffer far too large,
+            // and a chunk that outgrows it is followed by a larger one.
+            let wanted = (recent_bytes * 5 / 4).clamp(MIN_CHUNK_BUFFER_BYTES, MAX_CHUNK_BUFFER_BYTES);
             let needed = batch.bytes.len() + CHUNK_OVERHEAD_BYTES;
             OpenChunk {
                 writer: ChunkWriter::new(self.pool.take(wanted.max(needed))),
@@ -395,7 +397,8 @@ impl Lane {
             other => {
                 tracing::error!(answer = ?other, "the commit of a chunk failed: this lane stops");
                 self.stop();
-                refuse(sealed.slots, &stopped());
+                let may_be_there = matches!(other, Err(ProposeError::Unknown { .. }));
+                refuse(sealed.slots, &if may_be_there { undecided() } else { stopped() });
             }
         }
     }
@@ -413,6 +416,14 @@ impl Lane {
 
 fn stopped() -> Outcome {
     Outcome::refused(ErrorCode::KafkaStorageError, Some("this broker can no longer write".to_owned()))
+}
+
+/// For what the next start may find committed: no client may take it for refused.
+fn undecided() -> Outcome {
+    Outcome::refused(
+        ErrorCode::RequestTimedOut,
+        Some("this broker stopped before it knew the outcome".to_owned()),
+    )
 }
 
 fn full() -> Outcome {
