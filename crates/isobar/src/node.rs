@@ -84,6 +84,8 @@ pub struct NodeOptions {
     pub cache_bytes: usize,
     /// A Raft snapshot is taken when the log since the last exceeds this.
     pub snapshot_after_bytes: u64,
+    /// When objects that nothing refers to are deleted.
+    pub deleter: DeleterOptions,
 }
 
 impl NodeOptions {
@@ -101,6 +103,7 @@ impl NodeOptions {
             tail_bytes: 64 << 20,
             cache_bytes: 64 << 20,
             snapshot_after_bytes: 64 << 20,
+            deleter: DeleterOptions::default(),
         }
     }
 }
@@ -210,7 +213,7 @@ impl Node {
         let proposer: Arc<dyn Proposer> = Arc::new(Proposing { image: live, session: broker.proposer() });
         let _ =
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
-        let deleter = Deleter::start(host, bucket, proposer, DeleterOptions::default());
+        let deleter = Deleter::start(host, bucket, proposer, options.deleter.clone());
         let admin = start_admin(host, &options, registry, &broker).await?;
         Ok(Self { broker, quorum, wal, uploader, deleter, admin, store_metrics, _lock: lock })
     }

@@ -6,7 +6,7 @@
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -143,13 +143,19 @@ fn run_seeds(args: &Run) -> bool {
         {
             line.extend(totals);
         }
-        let mut file =
-            OpenOptions::new().create(true).append(true).open(path).expect("the results file opens");
-        writeln!(file, "{line}").expect("the results are written");
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        told(path, file.and_then(|mut file| writeln!(file, "{line}")));
     }
     let failed = totals.failed_seeds.len() as u64;
     println!("{} passed, {failed} failed", totals.seeds - failed);
     failed == 0 && missing.is_empty()
+}
+
+/// Says on standard error when a file could not be written; the verdict stands without it.
+fn told(path: &Path, written: std::io::Result<()>) {
+    if let Err(error) = written {
+        eprintln!("{}: {error}", path.display());
+    }
 }
 
 fn output(program: &str, args: &[&str]) -> String {
@@ -199,11 +205,11 @@ fn replay(args: &Replay) -> bool {
     totals.add(&outcome);
     println!("{totals}\n{:.2} s, trace {:x?}", began.elapsed().as_secs_f64(), outcome.trace);
     if let Some(path) = &args.trace {
-        std::fs::write(path, outcome.trace_lines.join("\n")).expect("the trace is written");
+        told(path, std::fs::write(path, outcome.trace_lines.join("\n")));
     }
     if let Some(path) = &args.history {
         let lines: Vec<String> = outcome.events.iter().map(|event| event.to_line() + "\n").collect();
-        std::fs::write(path, lines.concat()).expect("the history is written");
+        told(path, std::fs::write(path, lines.concat()));
     }
     outcome.complaints().iter().for_each(|line| println!("{line}"));
     outcome.is_clean()

@@ -6,6 +6,7 @@ use std::time::Duration;
 use isobar_broker::Options;
 use isobar_host::Host;
 use isobar_node::node::{Node, NodeOptions, Store};
+use isobar_store::DeleterOptions;
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
@@ -73,6 +74,11 @@ pub(crate) fn options(plan: &NodePlan, store: Option<Store>) -> NodeOptions {
         tail_bytes: plan.tail_bytes,
         cache_bytes: plan.cache_bytes,
         snapshot_after_bytes: plan.snapshot_after_bytes,
+        deleter: DeleterOptions {
+            interval: Duration::from_millis(500),
+            grace: plan.delete_after,
+            repeat: Duration::from_secs(5),
+        },
         ..NodeOptions::new(DATA)
     }
 }

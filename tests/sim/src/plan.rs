@@ -85,6 +85,8 @@ pub struct NodePlan {
     pub upload_interval: Duration,
     pub upload_trigger_bytes: u64,
     pub chunk_target_bytes: usize,
+    /// An object that nothing refers to stays for so long.
+    pub delete_after: Duration,
     /// The store is a directory on the node's disk, not a bucket.
     pub store_inside: bool,
 }
@@ -185,11 +187,12 @@ fn node(rng: &mut Rng) -> NodePlan {
     NodePlan {
         segment_bytes: rng.pick(&[256 << 10, 512 << 10]),
         tail_bytes: rng.pick(&[16 << 10, 128 << 10, 16 << 20]),
-        cache_bytes: rng.pick(&[64 << 10, 1 << 20, 16 << 20]),
+        cache_bytes: rng.pick(&[256 << 10, 2 << 20, 16 << 20]),
         snapshot_after_bytes: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
         upload_interval: Duration::from_millis(rng.pick(&[50, 200, 1_000, 3_000])),
         upload_trigger_bytes: rng.pick(&[32 << 10, 256 << 10, 32 << 20]),
         chunk_target_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
+        delete_after: Duration::from_millis(rng.pick(&[1_000, 5_000])),
         store_inside: rng.percent(25),
     }
 }

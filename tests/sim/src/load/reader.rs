@@ -13,7 +13,7 @@ use crate::plan::Draw as _;
 pub(super) fn config(me: &mut Me, reset: Reset) -> ConsumerConfig {
     ConsumerConfig {
         max_wait: Duration::from_millis(100),
-        partition_max_bytes: me.rng.pick(&[500, 8_000, 1 << 20]),
+        partition_max_bytes: me.rng.pick(&[2_000, 32_000, 1 << 20]),
         reset,
         ..ConsumerConfig::default()
     }
