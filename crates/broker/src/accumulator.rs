@@ -17,9 +17,9 @@
 //!
 //! Failure: a WAL that is full refuses a chunk and all that are under way behind it. Their batches are answered
 //! KAFKA_STORAGE_ERROR, which clients try again, and the lane goes on from the first refused number once nothing is
-//! under way; until the WAL has room [`Lane::push`] refuses at once. An append or a commit that fails for good stops
-//! the lane: everything that waits and comes later is answered KAFKA_STORAGE_ERROR, and the node says that it is not
-//! ready. One process has nowhere to move the lane to.
+//! under way; until the WAL has room [`Lane::reserve`] holds producers up. An append or a commit that fails for good
+//! stops the lane: everything that waits and comes later is answered KAFKA_STORAGE_ERROR, and the node says that it is
+//! not ready. One process has nowhere to move the lane to.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -48,6 +48,9 @@ const MIN_CHUNK_BUFFER_BYTES: usize = 64 << 10;
 const MAX_CHUNK_BUFFER_BYTES: usize = 4 << 20;
 /// What a chunk's head and table take at the least, beside its batches.
 const CHUNK_OVERHEAD_BYTES: usize = 8 << 10;
+
+/// How often a lane looks whether a full WAL has room again: segments are given back far more rarely.
+const WAL_ROOM_POLL: Duration = Duration::from_millis(10);
 
 /// How one batch fared.
 #[derive(Debug, Clone)]
@@ -214,14 +217,22 @@ impl Lane {
         })
     }
 
-    /// Waits for room for `bytes`. `None` if there is none within `timeout`.
+    /// Waits for room for `bytes` here and in the WAL. `None` if there is none within `timeout`.
     pub(crate) async fn reserve(&self, bytes: usize, timeout: Duration) -> Option<OwnedSemaphorePermit> {
         let most = self.limits.max_bytes.div_ceil(ROOM_UNIT_BYTES);
         let units = u32::try_from(bytes.div_ceil(ROOM_UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX);
-        if let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(units) {
+        if self.target.wal.has_room()
+            && let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(units)
+        {
             return Some(permit);
         }
-        tokio::time::timeout(timeout, Arc::clone(&self.room).acquire_many_owned(units)).await.ok()?.ok()
+        let room = async {
+            while !self.target.wal.has_room() {
+                tokio::time::sleep(WAL_ROOM_POLL).await;
+            }
+            Arc::clone(&self.room).acquire_many_owned(units).await.ok()
+        };
+        tokio::time::timeout(timeout, room).await.ok()?
     }
 
     /// Bytes that wait for their acknowledgement.
@@ -237,13 +248,11 @@ impl Lane {
 
     /// Appends the batches of one request, in their order. Each is answered through `waiting`.
     pub(crate) fn push(self: &Arc<Self>, batches: &[Checked], waiting: &Arc<Waiting>) {
-        let has_room = self.target.wal.has_room();
         let mut state = self.state.lock();
-        if state.stopped || !has_room {
-            let outcome = if state.stopped { stopped() } else { full() };
+        if state.stopped {
             drop(state);
             for batch in batches {
-                waiting.answer(batch.index, outcome.clone());
+                waiting.answer(batch.index, stopped());
             }
             return;
         }

@@ -79,8 +79,17 @@ fn age(extent: &Extent) -> (u64, u64) {
     }
 }
 
-/// Chooses the runs of the next object, ordered by partition and offset.
-pub fn plan(candidates: &[Candidate<'_>], store: StoreId, limits: Limits) -> Vec<PlannedRun> {
+/// What goes into the next object.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// Ordered by partition and offset.
+    pub runs: Vec<PlannedRun>,
+    /// The limits left something out: no later plan would be larger.
+    pub is_full: bool,
+}
+
+/// Chooses the runs of the next object.
+pub fn plan(candidates: &[Candidate<'_>], store: StoreId, limits: Limits) -> Plan {
     let mut heap = BinaryHeap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         if let Some(extent) = next_due(candidate.view, store, candidate.from) {
@@ -89,17 +98,21 @@ pub fn plan(candidates: &[Candidate<'_>], store: StoreId, limits: Limits) -> Vec
     }
     // Runs of each candidate, in offset order.
     let mut chosen: Vec<Vec<PlannedRun>> = candidates.iter().map(|_| Vec::new()).collect();
-    let (mut bytes, mut runs) = (0_u64, 0);
+    let (mut bytes, mut runs, mut is_full) = (0_u64, 0, false);
     while let Some(Reverse((_, index, base_offset))) = heap.pop() {
         let view = candidates[index].view;
         let Some(extent) = view.wal.get(&base_offset) else { continue };
         if bytes > 0 && bytes + extent.size_bytes > limits.max_bytes {
+            is_full = true;
             break;
         }
         let of_partition = &mut chosen[index];
         match of_partition.last_mut() {
             Some(run) if run.end_offset() == extent.base_offset => run.extents.push(extent.clone()),
-            _ if runs == limits.max_runs => continue,
+            _ if runs == limits.max_runs => {
+                is_full = true;
+                continue;
+            }
             _ => {
                 runs += 1;
                 of_partition.push(PlannedRun { key: view.key(), extents: vec![extent.clone()] });
@@ -112,7 +125,7 @@ pub fn plan(candidates: &[Candidate<'_>], store: StoreId, limits: Limits) -> Vec
     }
     let mut runs: Vec<PlannedRun> = chosen.into_iter().flatten().collect();
     runs.sort_by_key(|run| (run.key, run.base_offset()));
-    runs
+    Plan { runs, is_full }
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ use crate::Bucket;
 use crate::build::{BadRun, Built, build};
 use crate::cluster::Proposer;
 use crate::format::object_key;
-use crate::plan::{Candidate, Limits, PlannedRun, plan};
+use crate::plan::{Candidate, Limits, Plan, PlannedRun, plan};
 
 /// Object ids asked for at a time.
 const GRANT_COUNT: u32 = 4;
@@ -283,9 +283,10 @@ impl Work {
             .map(|view| Candidate { view, from: from.get(&view.key()).copied().unwrap_or(0) })
             .collect();
         let limits = Limits { max_bytes: self.options.max_object_bytes, max_runs: self.options.max_runs };
-        let runs = plan(&candidates, self.options.store, limits);
+        let Plan { runs, is_full } = plan(&candidates, self.options.store, limits);
         let bytes: u64 = runs.iter().map(PlannedRun::size_bytes).sum();
-        if runs.is_empty() || (!small_ones_too && bytes < self.options.trigger_bytes) {
+        let is_large = is_full || bytes >= self.options.trigger_bytes;
+        if runs.is_empty() || !(is_large || small_ones_too) {
             return None;
         }
         let with_view = |run: PlannedRun| image.view(run.key).map(|view| (run, Arc::clone(view)));

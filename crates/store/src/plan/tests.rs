@@ -58,7 +58,7 @@ fn offsets(runs: &[PlannedRun]) -> Vec<(i32, i64, i64)> {
 
 fn chosen(views: &[PartitionView], limits: Limits) -> Vec<(i32, i64, i64)> {
     let candidates: Vec<_> = views.iter().map(|view| Candidate { view, from: 0 }).collect();
-    offsets(&plan(&candidates, STORE, limits))
+    offsets(&plan(&candidates, STORE, limits).runs)
 }
 
 #[test]
@@ -80,8 +80,9 @@ fn takes_all_in_contiguous_runs() {
 fn leaves_alone_what_is_on_its_way_stored_or_out_of_the_log() {
     let extents = [extent(0, 5, 1, 0, 10), extent(5, 5, 1, 1, 10), extent(10, 5, 1, 2, 10)];
     let view_at = |log_start| view(0, log_start, &extents, &[]);
-    let planned =
-        |view: &PartitionView, from| offsets(&plan(&[Candidate { view, from }], STORE, limits(1000, 10)));
+    let planned = |view: &PartitionView, from| {
+        offsets(&plan(&[Candidate { view, from }], STORE, limits(1000, 10)).runs)
+    };
     assert_eq!(planned(&view_at(0), 5), [(0, 5, 15)]);
     assert_eq!(planned(&view_at(7), 0), [(0, 5, 15)]);
     assert_eq!(planned(&view_at(15), 0), []);
@@ -142,13 +143,19 @@ proptest! {
     #[test]
     fn runs_are_contiguous_due_and_within_the_limits(views in arb_views(), max_bytes in 1..1000_u64, max_runs in 1..8_usize) {
         let candidates: Vec<_> = views.iter().map(|view| Candidate { view, from: 0 }).collect();
-        let runs = plan(&candidates, STORE, limits(max_bytes, max_runs));
+        let Plan { runs, is_full } = plan(&candidates, STORE, limits(max_bytes, max_runs));
         let due = |view: &PartitionView| next_due(view, STORE, 0).is_some();
         prop_assert_eq!(runs.is_empty(), !views.iter().any(due));
         prop_assert!(runs.len() <= max_runs);
         let extents: usize = runs.iter().map(|run| run.extents.len()).sum();
         let bytes: u64 = runs.iter().map(PlannedRun::size_bytes).sum();
         prop_assert!(bytes <= max_bytes || extents == 1);
+        let is_due = |view: &PartitionView, extent: &Extent| {
+            extent.last_offset >= view.log_start && !is_stored(view, STORE, extent)
+        };
+        let all_due: usize =
+            views.iter().map(|view| view.wal.values().filter(|extent| is_due(view, extent)).count()).sum();
+        prop_assert_eq!(is_full, extents < all_due);
         for run in &runs {
             let view = &views[run.key.partition as usize];
             let mut next = run.base_offset();
@@ -166,7 +173,7 @@ proptest! {
         let mut passes = 0;
         loop {
             let candidates: Vec<_> = views.iter().map(|view| Candidate { view, from: 0 }).collect();
-            let runs = plan(&candidates, STORE, limits(max_bytes, max_runs));
+            let runs = plan(&candidates, STORE, limits(max_bytes, max_runs)).runs;
             if runs.is_empty() {
                 break;
             }
