@@ -95,6 +95,8 @@ pub struct NodePlan {
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
+    /// Before the load: a cluster's first ten minutes pass without any expiry, so deletes are seen by old ones only.
+    pub quiet_ms: u64,
     pub load_ms: u64,
     pub topics: Vec<Topic>,
     pub senders: Vec<Sender>,
@@ -152,17 +154,34 @@ impl Plan {
             let at_ms = rng.between(500, load_ms / 2);
             topics.push(Topic { name: "late".into(), partitions: rng.between(1, 3) as i32, at_ms });
         }
+        // Objects that hold nothing but what the churner made, and deleted, can be deleted too.
+        let (mut quiet_ms, mut load_ms) = (0, load_ms);
+        let old = rng.percent(8);
+        if old {
+            quiet_ms = 11 * 60_000;
+            load_ms += 4_000;
+            topics.iter_mut().for_each(|topic| topic.at_ms += 4_000);
+        }
         let senders = (0..rng.between(2, 4)).map(|number| sender(rng, number)).collect();
-        let points = (0..6).map(|n| POINTS[(seed as usize * 6 + n) % POINTS.len()]).collect();
+        let mut points: Vec<_> = (0..6).map(|n| POINTS[(seed as usize * 6 + n) % POINTS.len()]).collect();
+        let mut node = node(rng);
+        if old {
+            node.upload_interval = Duration::from_millis(50);
+            node.delete_after = Duration::from_millis(500);
+            node.store_inside = false;
+            points.truncate(1);
+            points.push("delete.before_report");
+        }
         Self {
             seed,
+            quiet_ms,
             load_ms,
             topics,
             senders,
             readers: rng.between(1, 2) as u32,
             members: rng.between(0, 3) as u32,
-            churn: rng.percent(60),
-            node: node(rng),
+            churn: rng.percent(60) || old,
+            node,
             fault_every_ms: rng.pick(&[300, 800, 2_000]),
             points,
             disk_faults: rng.percent(60),
@@ -209,7 +228,7 @@ fn sender(rng: &mut Rng, number: u64) -> Sender {
         batch_bytes: rng.pick(&[300, 4_000, 30_000]),
         max_in_flight: rng.pick(&[1, 2, 5]),
         delivery_timeout: FOREVER,
-        pause_ms: rng.pick(&[10, 40, 150]),
+        pause_ms: rng.pick(&[20, 50, 150]),
         burst: rng.pick(&[1, 5, 20]),
         largest_bytes: rng.pick(&[100, 1_000, 10_000]),
     };

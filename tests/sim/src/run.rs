@@ -144,8 +144,6 @@ impl Driver {
         world.sabotage(NODE, plan.sabotage);
         let recorder = Recorder::default();
         let load = Load::new(plan.clone(), recorder.clone());
-        let clients = Arc::clone(&load);
-        world.boot(CLIENTS, move |host| load::run(host, clients));
         Self {
             world,
             rng: Rng::new(seed ^ 0x51b0_7a11),
@@ -172,7 +170,13 @@ impl Driver {
 
     /// Load and faults, for as long as the plan says.
     fn chaos(&mut self) {
-        while self.tick < self.plan.load_ms {
+        while self.tick < self.plan.quiet_ms {
+            self.step();
+        }
+        let clients = Arc::clone(&self.load);
+        self.world.boot(CLIENTS, move |host| load::run(host, clients));
+        self.next_fault += self.tick;
+        while self.tick < self.plan.quiet_ms + self.plan.load_ms {
             self.step();
             self.end_faults();
             if self.tick >= self.next_fault {
