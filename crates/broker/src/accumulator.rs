@@ -271,7 +271,9 @@ impl Lane {
         let open = state.open.get_or_insert_with(|| {
             // A quarter more than usual: who keeps the chunk (the tail) need not copy it out of a buffer far too large,
             // and a chunk that outgrows it is followed by a larger one.
-            let wanted = (recent_bytes * 5 / 4).clamp(MIN_CHUNK_BUFFER_BYTES, MAX_CHUNK_BUFFER_BYTES);
+            let usual = (recent_bytes * 5 / 4).clamp(MIN_CHUNK_BUFFER_BYTES, MAX_CHUNK_BUFFER_BYTES);
+            // In few sizes, so that buffers which come back fit.
+            let wanted = usual.next_multiple_of((usual.next_power_of_two() / 4).max(MIN_CHUNK_BUFFER_BYTES));
             let needed = batch.bytes.len() + CHUNK_OVERHEAD_BYTES;
             OpenChunk {
                 writer: ChunkWriter::new(self.pool.take(wanted.max(needed))),

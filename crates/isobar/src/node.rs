@@ -78,7 +78,7 @@ pub struct NodeOptions {
     pub segment_bytes: Option<u64>,
     /// Bytes of disk for chunks that are not uploaded yet; at this bound producers are held up.
     pub wal_max_disk_bytes: u64,
-    /// Memory for recent chunks.
+    /// Memory for recent chunks: several uploads' worth, so that the uploader reads from memory and not from the disk.
     pub tail_bytes: usize,
     /// Memory for blocks of objects.
     pub cache_bytes: usize,
@@ -97,10 +97,10 @@ impl NodeOptions {
             admin: None,
             broker: Options::default(),
             upload_interval: Duration::from_secs(3),
-            upload_trigger_bytes: 32 << 20,
+            upload_trigger_bytes: 16 << 20,
             segment_bytes: None,
             wal_max_disk_bytes: ReplicaOptions::default().max_disk_bytes,
-            tail_bytes: 64 << 20,
+            tail_bytes: 128 << 20,
             cache_bytes: 64 << 20,
             snapshot_after_bytes: 64 << 20,
             deleter: DeleterOptions::default(),
