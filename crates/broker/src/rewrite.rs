@@ -39,8 +39,10 @@ pub(crate) fn check(
         |refused: isobar_protocol::batch::Refused| Outcome::refused(refused.code, Some(refused.message));
     let header = validate_produced(records.as_deref(), &rules).map_err(refused)?;
     let bytes = records.unwrap_or_default();
-    if settings.cleanup_compact {
-        let rules = RecordRules { require_keys: true, timestamps, cap_bytes: DECOMPRESSED_CAP_BYTES };
+    // Compressed records are opened only where keys are needed: docs/architecture.md, "broker", says what that costs.
+    if settings.cleanup_compact || header.attributes.codec() == Some(Codec::None) {
+        let require_keys = settings.cleanup_compact;
+        let rules = RecordRules { require_keys, timestamps, cap_bytes: DECOMPRESSED_CAP_BYTES };
         check_records(&bytes, &header, &rules).map_err(refused)?;
     }
     match wanted_codec(settings.compression) {

@@ -6,6 +6,11 @@ use crate::error::ErrorCode;
 use crate::records::read_record;
 use crate::wire::Reader;
 
+/// The words of Kafka's reader for a header that announces more records than there are (its responses have the code alone).
+const TOO_FEW: &str = "Incorrect declared batch size, premature EOF reached";
+/// Its words for one that announces fewer.
+const TOO_MANY: &str = "Incorrect declared batch size, records still remaining in file";
+
 /// What a topic asks of every record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordRules {
@@ -39,6 +44,9 @@ fn check_payload(payload: &[u8], header: &BatchHeader, rules: &RecordRules) -> R
     let create_time = header.attributes.timestamp_type() == TimestampType::CreateTime;
     let mut at = 0;
     for index in 0..header.count {
+        if at == payload.len() {
+            return Err(Refused::new(ErrorCode::InvalidRecord, TOO_FEW));
+        }
         let Some(record) = skim(payload, at) else { return Err(malformed(payload, at, index, header.count)) };
         at = record.end;
         if record.offset_delta != i64::from(index) {
@@ -55,8 +63,7 @@ fn check_payload(payload: &[u8], header: &BatchHeader, rules: &RecordRules) -> R
         }
     }
     if at < payload.len() {
-        let message = format!("{} bytes after the {} records announced", payload.len() - at, header.count);
-        return Err(Refused::new(ErrorCode::InvalidRecord, message));
+        return Err(Refused::new(ErrorCode::InvalidRecord, TOO_MANY));
     }
     Ok(())
 }
