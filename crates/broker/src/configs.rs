@@ -23,6 +23,7 @@ use isobar_protocol::messages::{
 
 use crate::Broker;
 use crate::session::retriable;
+use crate::topics::is_valid_name;
 
 /// Kafka's `ConfigResource.Type`.
 const TOPIC: i8 = 2;
@@ -76,7 +77,11 @@ fn describe_resource(
         TOPIC => {
             let topic = broker.image.with(|image| image.topic_by_name(&resource.resource_name).cloned());
             let Some(topic) = topic else {
-                let code = ErrorCode::UnknownTopicOrPartition;
+                let code = if is_valid_name(&resource.resource_name) {
+                    ErrorCode::UnknownTopicOrPartition
+                } else {
+                    ErrorCode::InvalidTopicException
+                };
                 return Err((code, code.message().to_owned()));
             };
             Ok(TOPIC_CONFIGS.iter().map(|def| topic_entry(def, &topic.configs, cluster)).collect())
@@ -183,6 +188,10 @@ fn static_entries(broker: &Broker) -> Vec<DescribeConfigsResourceResult> {
             options.group_initial_rebalance_delay_ms.to_string(),
             ConfigType::Int,
         ),
+        ("group.min.session.timeout.ms", options.group_min_session_timeout_ms.to_string(), ConfigType::Int),
+        ("group.max.session.timeout.ms", options.group_max_session_timeout_ms.to_string(), ConfigType::Int),
+        ("group.max.size", options.group_max_size.to_string(), ConfigType::Int),
+        ("offset.metadata.max.bytes", options.offset_metadata_max_bytes.to_string(), ConfigType::Int),
         ("offsets.retention.minutes", options.offsets_retention_minutes.to_string(), ConfigType::Int),
         (
             "max.incremental.fetch.session.cache.slots",

@@ -30,6 +30,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isobar_host::watch;
 use isobar_host::{BufferPool, Host, Listener, Task};
 use isobar_metadata::command::{RegisterDirectory, RegisterSession};
 use isobar_metadata::{DirectoryId, Durability, EffectBatch, EffectKind, PlacementId, StoreId, lane_of};
@@ -37,7 +38,6 @@ use isobar_protocol::error::ErrorCode;
 use isobar_raft::{EffectStream, ProposeError, Quorum};
 use isobar_store::ObjectReader;
 use isobar_wal::Wal;
-use isobar_host::watch;
 
 pub use live::LiveImage;
 pub use metrics::Metrics;
@@ -236,6 +236,7 @@ impl RunningBroker {
         metrics.lane_bytes.set(signed(self.broker.lane.queued_bytes()));
         metrics.request_bytes_held.set(signed(self.broker.budget.held_bytes()));
         metrics.fetch_sessions.set(signed(self.broker.fetch_sessions.len()));
+        self.broker.groups.refresh_metrics(metrics);
     }
 
     /// A handle that proposes by this broker's session.

@@ -26,6 +26,11 @@ struct Stage {
     stage: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GroupState {
+    state: &'static str,
+}
+
 /// The broker's metrics.
 pub struct Metrics {
     requests: Family<Api, Counter>,
@@ -44,6 +49,10 @@ pub struct Metrics {
     pub(crate) fetches_waiting: Gauge,
     pub(crate) fetch_sessions: Gauge,
     pub(crate) image_index: Gauge<u64, AtomicU64>,
+    groups: Family<GroupState, Gauge>,
+    pub(crate) group_members: Gauge,
+    pub(crate) group_rebalances: Counter,
+    pub(crate) offsets_committed: Counter,
 }
 
 impl Default for Metrics {
@@ -65,6 +74,10 @@ impl Default for Metrics {
             fetches_waiting: Gauge::default(),
             fetch_sessions: Gauge::default(),
             image_index: Gauge::default(),
+            groups: Family::default(),
+            group_members: Gauge::default(),
+            group_rebalances: Counter::default(),
+            offsets_committed: Counter::default(),
         }
     }
 }
@@ -123,6 +136,22 @@ impl Metrics {
         r.register("fetches_waiting", "Fetches that wait for records", self.fetches_waiting.clone());
         r.register("fetch_sessions", "Fetch sessions (KIP-227) held", self.fetch_sessions.clone());
         r.register("image_index", "Raft index of the metadata image", self.image_index.clone());
+        self.register_groups(r);
+    }
+
+    fn register_groups(&self, r: &mut Registry) {
+        r.register("groups", "Consumer groups with members that are coordinated here", self.groups.clone());
+        r.register("group_members", "Members of these groups", self.group_members.clone());
+        r.register("group_rebalances", "Rebalances begun", self.group_rebalances.clone());
+        r.register(
+            "offsets_committed",
+            "Partitions whose offset was committed",
+            self.offsets_committed.clone(),
+        );
+    }
+
+    pub(crate) fn groups(&self, state: &'static str, count: i64) {
+        self.groups.get_or_create(&GroupState { state }).set(count);
     }
 
     pub(crate) fn received(&self, api: ApiKey, bytes: usize) {

@@ -23,8 +23,16 @@ pub struct Options {
     pub auto_create_topics_enable: bool,
     /// `num.partitions` of topics that do not say.
     pub num_partitions: i32,
-    /// `group.initial.rebalance.delay.ms`.
+    /// `group.initial.rebalance.delay.ms`. Kafka's default is 3 s; a broker that is alone need not wait for others.
     pub group_initial_rebalance_delay_ms: u64,
+    /// `group.min.session.timeout.ms`.
+    pub group_min_session_timeout_ms: u32,
+    /// `group.max.session.timeout.ms`.
+    pub group_max_session_timeout_ms: u32,
+    /// `group.max.size`: members of one group.
+    pub group_max_size: usize,
+    /// `offset.metadata.max.bytes`, counted as Kafka does, in UTF-16 units.
+    pub offset_metadata_max_bytes: usize,
     /// `offsets.retention.minutes`.
     pub offsets_retention_minutes: u64,
     /// `fetch.max.bytes` of the broker: the most that one Fetch response carries.
@@ -53,6 +61,10 @@ impl Default for Options {
             auto_create_topics_enable: true,
             num_partitions: 1,
             group_initial_rebalance_delay_ms: 0,
+            group_min_session_timeout_ms: 6_000,
+            group_max_session_timeout_ms: 1_800_000,
+            group_max_size: i32::MAX as usize,
+            offset_metadata_max_bytes: 4_096,
             offsets_retention_minutes: 10_080,
             fetch_max_bytes: 55 << 20,
             fetch_session_slots: 1_000,

@@ -39,6 +39,7 @@ struct Inner {
 pub(super) struct Listed {
     pub(super) state: State,
     pub(super) protocol_type: Option<Name>,
+    pub(super) members: usize,
 }
 
 impl Coordinated {
@@ -106,8 +107,11 @@ impl Coordinated {
 
     pub(super) fn list(&self) -> Result<Listed, Gone> {
         let inner = self.inner.lock();
-        let listed =
-            || Listed { state: inner.group.state(), protocol_type: inner.group.protocol_type().cloned() };
+        let listed = || Listed {
+            state: inner.group.state(),
+            protocol_type: inner.group.protocol_type().cloned(),
+            members: inner.group.member_count(),
+        };
         if inner.gone { Err(Gone) } else { Ok(listed()) }
     }
 
@@ -133,6 +137,9 @@ impl Coordinated {
                 Action::SetTimer(at) => self.arm(broker, inner, Some(at)),
                 Action::ClearTimer => self.arm(broker, inner, None),
                 Action::Moved { to, generation, members, reason } => {
+                    if to == State::PreparingRebalance {
+                        broker.metrics.group_rebalances.inc();
+                    }
                     tracing::info!(
                         group = &*self.name, state = to.as_str(), generation, members, %reason, "group moved"
                     );

@@ -33,7 +33,7 @@ mod wire;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use isobar_groups::{Event, Group, GroupConfig, GroupError, Name, RequestId, Response};
+use isobar_groups::{Event, Group, GroupConfig, GroupError, Name, RequestId, Response, State};
 use isobar_metadata::command::ClaimGroups;
 use isobar_metadata::record::SessionRecord;
 use isobar_metadata::{Command, CommandResult, Image};
@@ -43,7 +43,7 @@ use tokio::sync::{Notify, OnceCell};
 use tokio::time::Instant;
 
 use crate::connection::{Answer, Client};
-use crate::{BARRIER_PATIENCE, Broker, Options};
+use crate::{BARRIER_PATIENCE, Broker, Metrics, Options};
 use coordinated::Coordinated;
 
 pub(crate) use upkeep::start;
@@ -79,7 +79,13 @@ impl Groups {
     pub(crate) fn new(options: &Options) -> Self {
         let delay_ms = u32::try_from(options.group_initial_rebalance_delay_ms).unwrap_or(u32::MAX);
         Self {
-            config: Arc::new(GroupConfig { initial_rebalance_delay_ms: delay_ms, ..GroupConfig::default() }),
+            config: Arc::new(GroupConfig {
+                initial_rebalance_delay_ms: delay_ms,
+                min_session_timeout_ms: options.group_min_session_timeout_ms,
+                max_session_timeout_ms: options.group_max_session_timeout_ms,
+                max_size: options.group_max_size,
+                ..GroupConfig::default()
+            }),
             epoch: Instant::now(),
             slots: Mutex::default(),
             timers: Mutex::default(),
@@ -95,6 +101,22 @@ impl Groups {
     /// Groups loaded here.
     fn loaded(&self) -> Vec<Arc<Coordinated>> {
         self.slots.lock().values().filter_map(|slot| slot.get().cloned()).collect()
+    }
+
+    /// Counts the groups that are loaded here, by state, and their members.
+    pub(crate) fn refresh_metrics(&self, metrics: &Metrics) {
+        let states = [State::Empty, State::PreparingRebalance, State::CompletingRebalance, State::Stable];
+        let (mut groups, mut members) = (states.map(|_| 0), 0);
+        for listed in self.loaded().iter().filter_map(|group| group.list().ok()) {
+            members += i64::try_from(listed.members).unwrap_or(i64::MAX);
+            if let Some(at) = states.iter().position(|state| *state == listed.state) {
+                groups[at] += 1;
+            }
+        }
+        for (state, count) in states.iter().zip(groups) {
+            metrics.groups(state.as_str(), count);
+        }
+        metrics.group_members.set(members);
     }
 
     fn loaded_group(&self, group: &str) -> Option<Arc<Coordinated>> {

@@ -25,8 +25,6 @@ use super::membership::check_commit;
 use super::{IfAbsent, wire};
 use crate::Broker;
 
-/// `offset.metadata.max.bytes`, counted as Kafka does, in UTF-16 units.
-const MAX_METADATA_UNITS: usize = 4096;
 /// First OffsetCommit version that tells a missing group from an old generation.
 const COMMIT_GROUP_NOT_FOUND_VERSION: i16 = 9;
 /// First OffsetFetch version with an error for the whole request.
@@ -69,6 +67,8 @@ pub(super) async fn commit(
             results.error_codes.get(*at).and_then(|code| i16::try_from(*code).ok()).unwrap_or(-1)
         }
     };
+    let committed = placed.iter().flatten().filter(|placed| code(placed) == 0).count();
+    broker.metrics.offsets_committed.inc_by(committed as u64);
     let topics = request.topics.iter().zip(&placed).map(|(topic, placed)| {
         let partitions = topic.partitions.iter().zip(placed).map(|(partition, placed)| {
             OffsetCommitResponsePartition::default()
@@ -84,6 +84,7 @@ pub(super) async fn commit(
 
 /// Puts what may be committed into the command; says of each partition, by topic, where it is or why not.
 fn place(broker: &Broker, request: &OffsetCommitRequest, command: &mut CommitOffsets) -> Vec<Vec<Placed>> {
+    let most_units = broker.options.offset_metadata_max_bytes;
     broker.image.with(|image| {
         let topics = request.topics.iter().map(|topic| {
             let known = image.topic_by_name(&topic.name);
@@ -91,8 +92,8 @@ fn place(broker: &Broker, request: &OffsetCommitRequest, command: &mut CommitOff
                 let known = known.filter(|topic| (0..topic.partitions).contains(&partition.partition_index));
                 let topic_id = known.ok_or(ErrorCode::UnknownTopicOrPartition)?.topic_id;
                 let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
-                if metadata.len() > MAX_METADATA_UNITS && metadata.encode_utf16().count() > MAX_METADATA_UNITS
-                {
+                // Never more units than bytes.
+                if metadata.len() > most_units && metadata.encode_utf16().count() > most_units {
                     return Err(ErrorCode::OffsetMetadataTooLarge);
                 }
                 command.offsets.push(OffsetToCommit {
