@@ -25,6 +25,9 @@ const NO_OPERATIONS: i32 = i32::MIN;
 /// First Metadata version whose request says whether topics may be created.
 const ALLOW_CREATE_VERSION: i16 = 4;
 
+/// First Metadata version that can answer without a name, and so the first to ask by id.
+const BY_ID_VERSION: i16 = 12;
+
 /// The zone a client is in: what its client id says (`zone=…`, up to the next comma), else this broker's own.
 pub(crate) fn zone_of<'a>(broker: &'a Broker, client_id: Option<&'a str>) -> &'a str {
     let said = client_id
@@ -45,7 +48,9 @@ pub(crate) async fn metadata(
     let zone = zone_of(broker, header.client_id.as_deref());
     let all = request.topics.is_none()
         || (header.version == 0 && request.topics.as_ref().is_some_and(Vec::is_empty));
-    let topics = if all {
+    let topics = if asks_by_id_too_early(header.version, &request) {
+        refuse_all(request.topics.unwrap_or_default())
+    } else if all {
         broker.image.with(|image| image.topics().map(|topic| describe_topic(image, topic, zone)).collect())
     } else {
         let may_create = (header.version < ALLOW_CREATE_VERSION || request.allow_auto_topic_creation)
@@ -68,6 +73,23 @@ pub(crate) async fn metadata(
         .with_controller_id(BrokerId(broker.options.node_id))
         .with_topics(topics)
         .with_cluster_authorized_operations(NO_OPERATIONS)
+}
+
+/// Versions 10 and 11 have the field, but Kafka refuses to use it there.
+fn asks_by_id_too_early(version: i16, request: &MetadataRequest) -> bool {
+    let by_id = |topic: &MetadataRequestTopic| topic.name.is_none() || !topic.topic_id.is_nil();
+    version < BY_ID_VERSION && request.topics.iter().flatten().any(by_id)
+}
+
+fn refuse_all(asked: Vec<MetadataRequestTopic>) -> Vec<MetadataResponseTopic> {
+    let refuse = |topic: MetadataRequestTopic| {
+        MetadataResponseTopic::default()
+            .with_error_code(ErrorCode::InvalidRequest.code())
+            .with_name(Some(topic.name.unwrap_or_default()))
+            .with_topic_id(topic.topic_id)
+            .with_topic_authorized_operations(NO_OPERATIONS)
+    };
+    asked.into_iter().map(refuse).collect()
 }
 
 /// The name asked for; `None` if the topic is asked for by id. (Java's Admin sends an empty name beside an id.)

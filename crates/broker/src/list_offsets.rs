@@ -34,6 +34,16 @@ const LATEST_TIERED: i64 = -5;
 /// The most that one batch may hold once decompressed.
 const DECOMPRESSED_CAP_BYTES: usize = 256 << 20;
 
+/// The least timestamp that a version knows the meaning of; one below it is UNSUPPORTED_VERSION (KIP-734, 405, 1005).
+fn least_timestamp(version: i16) -> i64 {
+    match version {
+        ..=6 => EARLIEST,
+        7 => MAX_TIMESTAMP,
+        8 => EARLIEST_LOCAL,
+        _ => LATEST_TIERED,
+    }
+}
+
 /// First ListOffsets version that answers with leader epochs.
 const LEADER_EPOCH_VERSION: i16 = 4;
 
@@ -58,6 +68,7 @@ pub(crate) async fn list(
             let answer = match barrier {
                 // The code that Kafka gives while it cannot know.
                 Err(_) => Err(ErrorCode::OffsetNotAvailable),
+                Ok(()) if asked.timestamp < least_timestamp(version) => Err(ErrorCode::UnsupportedVersion),
                 Ok(()) => list_one(broker, &topic.name, asked, read_committed).await,
             };
             partitions.push(list_answer(broker, version, &topic.name, asked, answer));
