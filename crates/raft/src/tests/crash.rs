@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use isobar_host::Host;
+use isobar_host::disk::Faults;
 use isobar_host::sim::{SimDisk, SimRng, World};
 use isobar_metadata::{Command as MetadataCommand, Entry as MetadataEntry, Envelope, command::ExpireObjects};
 use openraft::EntryPayload;
@@ -175,9 +176,26 @@ fn check(before: &History, found: &Model, context: &str) {
     );
 }
 
-fn run(seed: u64, lives: u64) -> u64 {
+/// What a disk does wrong during one life.
+fn draw_faults(world: &World, disk: &SimDisk) -> Faults {
+    let per_million = [3_000, 30_000, 200_000][world.below(3) as usize];
+    match world.below(5) {
+        0 => Faults { write_errors_per_million: per_million, ..Faults::default() },
+        1 => Faults { sync_errors_per_million: per_million, ..Faults::default() },
+        2 => Faults { read_errors_per_million: per_million, ..Faults::default() },
+        3 => {
+            let capacity_bytes = Some(disk.used_bytes() + world.below(200_000));
+            Faults { capacity_bytes, ..Faults::default() }
+        }
+        _ => Faults::default(),
+    }
+}
+
+/// Lives with death at random steps; with `faulty`, on a disk that fails, and ended by SIGKILL as well as by power cuts.
+fn run(seed: u64, lives: u64, faulty: bool) -> u64 {
     let mut world = World::new(seed);
-    world.add_node("a", Arc::new(SimDisk::new(seed)));
+    let disk = Arc::new(SimDisk::new(seed));
+    world.add_node("a", Arc::clone(&disk));
     let mut before = History { states: vec![Model::default()], ..History::default() };
     let mut crashes = 0;
     for number in 0..lives {
@@ -186,14 +204,26 @@ fn run(seed: u64, lives: u64) -> u64 {
         world.boot("a", |host| Runtime::scope(seed, life(host, rng, told)));
         // Every few lives the death comes while the store is still opening.
         let steps = if number % 4 == 3 { 1 + world.below(12) } else { 1 + world.below(150) };
-        world.arm("a", steps);
-        for _ in 0..2000 {
+        let killed = faulty && world.below(3) == 0;
+        let faults = if faulty { draw_faults(&world, &disk) } else { Faults::default() };
+        disk.set_faults(faults);
+        if !killed {
+            world.arm("a", steps);
+        }
+        // One that is killed, or whose disk has failed, lives on until somebody ends it.
+        let ticks = if faulty { 1 + world.below(100) } else { 2000 };
+        for _ in 0..ticks {
             if !world.step().is_empty() {
                 crashes += 1;
                 break;
             }
         }
-        world.crash("a");
+        if killed {
+            world.kill("a")
+        } else {
+            world.crash("a")
+        }
+        disk.set_faults(Faults::default());
         let mut history = std::mem::take(&mut *history.lock());
         match history.found.take() {
             Some(Ok(found)) => {
@@ -201,6 +231,7 @@ fn run(seed: u64, lives: u64) -> u64 {
                 before = history;
             }
             Some(Err(error)) if error.contains("powered off") || error.contains("died") => {}
+            Some(Err(_)) if faults != Faults::default() => {}
             Some(Err(error)) => panic!("seed {seed} life {number}: {error}"),
             // Died while opening.
             None => {}
@@ -211,6 +242,13 @@ fn run(seed: u64, lives: u64) -> u64 {
 
 #[test]
 fn a_crash_at_any_step_loses_nothing_confirmed() {
-    let crashes: u64 = (0..120).map(|seed| run(seed, 12)).sum();
+    let crashes: u64 = (0..120).map(|seed| run(seed, 12, false)).sum();
     assert!(crashes > 800, "only {crashes} crashes happened");
+}
+
+#[test]
+fn a_failing_disk_loses_nothing_confirmed() {
+    let seeds = std::env::var("RAFT_CRASH_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(150);
+    let crashes: u64 = (1000..1000 + seeds).map(|seed| run(seed, 12, true)).sum();
+    assert!(crashes > 2 * seeds, "only {crashes} crashes happened");
 }
