@@ -25,6 +25,7 @@ mod producer_ids;
 mod rewrite;
 mod session;
 mod topics;
+mod upkeep;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -209,6 +210,7 @@ impl RunningBroker {
         // The image must show this broker to its first client.
         broker.settled().await;
         group::start(&broker);
+        upkeep::start(&broker);
         let accepting = accept(Arc::clone(&broker), listener);
         Ok(Self { broker, local_addr, drain, accepting, following })
     }
@@ -227,6 +229,11 @@ impl RunningBroker {
             return Err("the metadata image no longer moves; see the log, then restart".to_owned());
         }
         Ok(())
+    }
+
+    /// The metadata state machine's clock: the time of the last entry that this broker's image has.
+    pub fn metadata_time_ms(&self) -> i64 {
+        self.broker.image.with(|image| image.time_ms())
     }
 
     /// Refreshes the gauges that are read rather than counted.

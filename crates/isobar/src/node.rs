@@ -233,6 +233,11 @@ impl Node {
         self.broker.health()
     }
 
+    /// The metadata state machine's clock, which moves with its entries; wall-clock milliseconds.
+    pub fn metadata_time_ms(&self) -> i64 {
+        self.broker.metadata_time_ms()
+    }
+
     /// Requests sent to the store so far, by operation.
     pub fn store_requests(&self, operation: &'static str) -> u64 {
         self.store_metrics.requests_of(STORE_NAME, operation)

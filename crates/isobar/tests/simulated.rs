@@ -1,5 +1,4 @@
-//! A node whose WAL has no room: what was acknowledged stays, producers hear a retriable error, and all goes on once the
-//! store is back and has taken what waited.
+//! A node in the simulator, in states that take too long or too much to reach on a real machine.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -61,7 +60,7 @@ async fn send_and_read(host: Host) {
         for fetched in consumer.poll(Duration::from_secs(5)).await.unwrap() {
             fetched
                 .for_each(|record| {
-                    let value = record.value.clone().unwrap();
+                    let value = record.value.unwrap();
                     assert_eq!(value[..8], next.to_be_bytes());
                     next += 1;
                 })
@@ -70,6 +69,7 @@ async fn send_and_read(host: Host) {
     }
 }
 
+/// What was acknowledged stays, producers wait, and all goes on once the store is back and has taken what waited.
 #[test]
 fn full_wal_holds_producers_up_and_loses_nothing() {
     let mut world = World::new(7);
@@ -104,4 +104,36 @@ fn full_wal_holds_producers_up_and_loses_nothing() {
         }
     }
     panic!("producers did not go on");
+}
+
+/// Metadata's clock moves with entries only, so a node that nobody uses must make some: else nothing ever expires.
+#[test]
+fn metadata_clock_goes_on_although_nobody_asks_for_anything() {
+    let mut world = World::new(9);
+    world.add_node("broker", Arc::new(SimDisk::new(9)));
+    let bucket = Bucket::new(9, FaultPlan::NONE);
+    let node: Arc<Mutex<Option<Node>>> = Arc::default();
+    let (started, settings) = (Arc::clone(&node), options(&bucket));
+    world.boot("broker", |host| async move {
+        *started.lock() = Some(Node::start(&host, settings).await.unwrap());
+    });
+    let begun = started_at(&mut world, &node);
+    for _ in 0..200_000 {
+        world.step();
+    }
+    let node = node.lock();
+    let node = node.as_ref().unwrap();
+    let gone_on = node.metadata_time_ms() - begun;
+    assert!(gone_on > 100_000, "in 200 s metadata's clock moved {gone_on} ms");
+}
+
+/// Steps until the node serves; its metadata clock then.
+fn started_at(world: &mut World, node: &Mutex<Option<Node>>) -> i64 {
+    for _ in 0..10_000 {
+        world.step();
+        if let Some(node) = &*node.lock() {
+            return node.metadata_time_ms();
+        }
+    }
+    panic!("the node did not start");
 }
