@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isobar_host::{BufferPool, Host};
-use isobar_metadata::command::{CommitBatch, CommitChunk, CommitPartition, FIRST_NUMBER};
+use isobar_metadata::command::{CommitBatch, CommitChunk, CommitPartition, FIRST_NUMBER, MAX_CHUNK_BATCHES};
 use isobar_metadata::result::ChunkResult;
 use isobar_metadata::{Command, CommandResult, Envelope, LaneId, PartitionKey, SessionId, StreamId};
 use isobar_protocol::error::ErrorCode;
@@ -235,6 +235,11 @@ impl Lane {
         tokio::time::timeout(timeout, room).await.ok()?
     }
 
+    /// The largest batch that a chunk has room for.
+    pub(crate) fn max_batch_bytes(&self) -> usize {
+        self.target.wal.max_chunk_bytes().saturating_sub(CHUNK_OVERHEAD_BYTES)
+    }
+
     /// Bytes that wait for their acknowledgement.
     pub(crate) fn queued_bytes(&self) -> usize {
         let all = self.limits.max_bytes.div_ceil(ROOM_UNIT_BYTES);
@@ -264,7 +269,9 @@ impl Lane {
     }
 
     fn push_one(&self, state: &mut State, batch: &Checked, waiting: &Arc<Waiting>) {
-        if state.open.as_ref().is_some_and(|open| !open.writer.fits(batch.bytes.len())) {
+        let is_full =
+            |open: &OpenChunk| !open.writer.fits(batch.bytes.len()) || open.slots.len() >= MAX_CHUNK_BATCHES;
+        if state.open.as_ref().is_some_and(is_full) {
             state.grown.extend(state.open.take());
         }
         let recent_bytes = state.recent_bytes;
@@ -272,11 +279,12 @@ impl Lane {
             // A quarter more than usual: who keeps the chunk (the tail) need not copy it out of a buffer far too large,
             // and a chunk that outgrows it is followed by a larger one.
             let usual = (recent_bytes * 5 / 4).clamp(MIN_CHUNK_BUFFER_BYTES, MAX_CHUNK_BUFFER_BYTES);
+            let max_bytes = self.target.wal.max_chunk_bytes();
             // In few sizes, so that buffers which come back fit.
             let wanted = usual.next_multiple_of((usual.next_power_of_two() / 4).max(MIN_CHUNK_BUFFER_BYTES));
             let needed = batch.bytes.len() + CHUNK_OVERHEAD_BYTES;
             OpenChunk {
-                writer: ChunkWriter::new(self.pool.take(wanted.max(needed))),
+                writer: ChunkWriter::new(self.pool.take(wanted.min(max_bytes).max(needed)), max_bytes),
                 slots: Vec::new(),
                 class_epochs: BTreeMap::new(),
                 opened: Instant::now(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use isobar_metadata::record::SessionRecord;
-use isobar_metadata::{Image, PartitionKey, Topic, TopicId};
+use isobar_metadata::{Image, PartitionKey, Topic, TopicId, check_name};
 use isobar_protocol::StrBytes;
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::messages::describe_cluster_response::DescribeClusterBroker;
@@ -138,7 +138,7 @@ fn absent(
     let error = match (name_of(topic), barrier_error) {
         (_, Some(error)) => error,
         (None, _) => ErrorCode::UnknownTopicId,
-        (Some(name), _) if !topics::is_valid_name(name) => ErrorCode::InvalidTopicException,
+        (Some(name), _) if check_name(name).is_err() => ErrorCode::InvalidTopicException,
         (Some(name), _) => refusals.get(&***name).copied().unwrap_or(ErrorCode::UnknownTopicOrPartition),
     };
     MetadataResponseTopic::default()

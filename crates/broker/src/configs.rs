@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use isobar_metadata::command::{AlterConfigs, AlterResource, ConfigOp};
 use isobar_metadata::config_table::{
-    BROKER_CONFIGS, ConfigDef, ConfigSource, ConfigType, TOPIC_CONFIGS, topic_value,
+    BROKER_CONFIGS, ConfigDef, ConfigSource, FIXED_BROKER_CONFIGS, TOPIC_CONFIGS, UNSET_IN_KAFKA, topic_value,
 };
 use isobar_metadata::result::Outcome;
-use isobar_metadata::{Command, CommandResult};
+use isobar_metadata::{Command, CommandResult, check_name};
 use isobar_protocol::StrBytes;
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::messages::describe_configs_request::DescribeConfigsResource;
@@ -22,8 +22,8 @@ use isobar_protocol::messages::{
 };
 
 use crate::Broker;
+use crate::options::Options;
 use crate::session::retriable;
-use crate::topics::is_valid_name;
 
 /// Kafka's `ConfigResource.Type`.
 const TOPIC: i8 = 2;
@@ -46,7 +46,8 @@ pub(crate) async fn describe(
         };
         match configs {
             Ok(mut configs) => {
-                if let Some(keys) = &resource.configuration_keys {
+                // No names are all names, as an absent list is.
+                if let Some(keys) = resource.configuration_keys.as_ref().filter(|keys| !keys.is_empty()) {
                     configs.retain(|config| keys.contains(&config.name));
                 }
                 for config in &mut configs {
@@ -77,26 +78,26 @@ fn describe_resource(
         TOPIC => {
             let topic = broker.image.with(|image| image.topic_by_name(&resource.resource_name).cloned());
             let Some(topic) = topic else {
-                let code = if is_valid_name(&resource.resource_name) {
-                    ErrorCode::UnknownTopicOrPartition
-                } else {
-                    ErrorCode::InvalidTopicException
-                };
+                check_name(&resource.resource_name).map_err(|why| (ErrorCode::InvalidTopicException, why))?;
+                let code = ErrorCode::UnknownTopicOrPartition;
                 return Err((code, code.message().to_owned()));
             };
             Ok(TOPIC_CONFIGS.iter().map(|def| topic_entry(def, &topic.configs, cluster)).collect())
         }
         BROKER => {
             let name = &*resource.resource_name;
-            if !name.is_empty() && name != broker.options.node_id.to_string() {
-                let message =
-                    format!("Unexpected broker id, expected {}, but received {name}", broker.options.node_id);
+            let node_id = broker.options.node_id;
+            if !name.is_empty() && name != node_id.to_string() {
+                let message = if name.parse::<i32>().is_ok() {
+                    format!("Unexpected broker id, expected {node_id} or empty string, but received {name}")
+                } else {
+                    format!("Broker id must be an integer, but it is: {name}")
+                };
                 return Err((ErrorCode::InvalidRequest, message));
             }
-            let own = broker.image.with(|image| image.broker_configs(name).cloned());
-            let dynamic =
-                BROKER_CONFIGS.iter().filter_map(|def| broker_entry(def, name, own.as_deref(), cluster));
-            let fixed = if name.is_empty() { Vec::new() } else { static_entries(broker) };
+            let of_cluster = name.is_empty();
+            let dynamic = BROKER_CONFIGS.iter().filter_map(|def| broker_entry(def, of_cluster, cluster));
+            let fixed = (!of_cluster).then(|| fixed_entries(broker)).into_iter().flatten();
             Ok(dynamic.chain(fixed).collect())
         }
         other => Err((ErrorCode::InvalidRequest, format!("Unsupported resource type {other}"))),
@@ -106,7 +107,7 @@ fn describe_resource(
 fn entry(def: &ConfigDef, value: &str, source: ConfigSource) -> DescribeConfigsResourceResult {
     DescribeConfigsResourceResult::default()
         .with_name(StrBytes::from_static_str(def.name))
-        .with_value(Some(StrBytes::from_string(value.to_owned())))
+        .with_value(Some(StrBytes::from_string(def.canonical(value))))
         .with_config_source(source as i8)
         .with_config_type(def.kind.code())
         .with_documentation(Some(StrBytes::from_static_str(def.doc)))
@@ -128,93 +129,92 @@ fn topic_entry(
     let (value, source) = topic_value(def, overrides, cluster);
     let mut synonyms = Vec::new();
     if let Some(value) = overrides.get(def.name) {
-        synonyms.push(synonym(def.name, value, ConfigSource::DynamicTopic));
+        synonyms.push(synonym(def.name, &def.canonical(value), ConfigSource::DynamicTopic));
     }
     if !def.broker_name.is_empty() {
         if let Some(value) = cluster.and_then(|cluster| cluster.get(def.broker_name)) {
             synonyms.push(synonym(def.broker_name, value, ConfigSource::DynamicDefaultBroker));
         }
-        synonyms.push(synonym(def.broker_name, def.default, ConfigSource::Default));
+        if !UNSET_IN_KAFKA.contains(&def.broker_name) {
+            synonyms.push(synonym(def.broker_name, def.default, ConfigSource::Default));
+        }
     }
     entry(def, value, source).with_synonyms(synonyms)
 }
 
-/// A broker config: this broker's, else the cluster's default, else Kafka's. For the cluster's default itself (the
-/// empty name) only what was set, as Kafka answers.
+/// A broker config: the cluster's dynamic default, else Kafka's. For the cluster's default itself (`of_cluster`) only what
+/// was set, as Kafka answers.
 fn broker_entry(
     def: &'static ConfigDef,
-    name: &str,
-    own: Option<&Configs>,
+    of_cluster: bool,
     cluster: Option<&Configs>,
 ) -> Option<DescribeConfigsResourceResult> {
-    let set_here = own.and_then(|own| own.get(def.name));
-    let set_cluster = cluster.and_then(|cluster| cluster.get(def.name));
-    if name.is_empty() {
-        return set_cluster.map(|value| entry(def, value, ConfigSource::DynamicDefaultBroker));
+    let set = cluster.and_then(|cluster| cluster.get(def.name));
+    if of_cluster && set.is_none() {
+        return None;
     }
     let mut synonyms = Vec::new();
-    if let Some(value) = set_here {
-        synonyms.push(synonym(def.name, value, ConfigSource::DynamicBroker));
+    if let Some(value) = set {
+        synonyms.push(synonym(def.name, &def.canonical(value), ConfigSource::DynamicDefaultBroker));
     }
-    if let Some(value) = set_cluster {
-        synonyms.push(synonym(def.name, value, ConfigSource::DynamicDefaultBroker));
+    let is_unset = UNSET_IN_KAFKA.contains(&def.name);
+    if !of_cluster && !is_unset {
+        synonyms.push(synonym(def.name, def.default, ConfigSource::Default));
     }
-    synonyms.push(synonym(def.name, def.default, ConfigSource::Default));
-    let (value, source) = match (set_here, set_cluster) {
-        (Some(value), _) => (value.as_str(), ConfigSource::DynamicBroker),
-        (None, Some(value)) => (value.as_str(), ConfigSource::DynamicDefaultBroker),
-        (None, None) => (def.default, ConfigSource::Default),
+    let described = match set {
+        Some(value) => entry(def, value, ConfigSource::DynamicDefaultBroker),
+        None if is_unset => entry(def, "", ConfigSource::Default).with_value(None),
+        None => entry(def, def.default, ConfigSource::Default),
     };
-    Some(entry(def, value, source).with_synonyms(synonyms))
+    Some(described.with_synonyms(synonyms))
 }
 
 /// What this broker was started with. Read-only.
-fn static_entries(broker: &Broker) -> Vec<DescribeConfigsResourceResult> {
-    let options = &broker.options;
-    let mut entries = vec![
-        ("node.id", options.node_id.to_string(), ConfigType::Int),
-        ("broker.id", options.node_id.to_string(), ConfigType::Int),
-        ("listeners", format!("PLAINTEXT://{}", options.listen), ConfigType::String),
-        ("auto.create.topics.enable", options.auto_create_topics_enable.to_string(), ConfigType::Boolean),
-        ("num.partitions", options.num_partitions.to_string(), ConfigType::Int),
-        ("default.replication.factor", "1".to_owned(), ConfigType::Int),
-        ("socket.request.max.bytes", options.socket_request_max_bytes.to_string(), ConfigType::Int),
-        ("connections.max.idle.ms", options.connections_max_idle_ms.to_string(), ConfigType::Long),
-        ("max.connections", options.max_connections.to_string(), ConfigType::Int),
-        ("queued.max.request.bytes", options.queued_max_request_bytes.to_string(), ConfigType::Long),
-        ("fetch.max.bytes", options.fetch_max_bytes.to_string(), ConfigType::Int),
-        (
-            "group.initial.rebalance.delay.ms",
-            options.group_initial_rebalance_delay_ms.to_string(),
-            ConfigType::Int,
-        ),
-        ("group.min.session.timeout.ms", options.group_min_session_timeout_ms.to_string(), ConfigType::Int),
-        ("group.max.session.timeout.ms", options.group_max_session_timeout_ms.to_string(), ConfigType::Int),
-        ("group.max.size", options.group_max_size.to_string(), ConfigType::Int),
-        ("offset.metadata.max.bytes", options.offset_metadata_max_bytes.to_string(), ConfigType::Int),
-        ("offsets.retention.minutes", options.offsets_retention_minutes.to_string(), ConfigType::Int),
-        (
-            "max.incremental.fetch.session.cache.slots",
-            options.fetch_session_slots.to_string(),
-            ConfigType::Int,
-        ),
-    ];
-    if let Some(rack) = &options.rack {
-        entries.push(("broker.rack", rack.clone(), ConfigType::String));
-    }
-    let described =
-        entries.into_iter().filter(|(name, ..)| BROKER_CONFIGS.iter().all(|def| def.name != *name));
-    described
-        .map(|(name, value, kind)| {
-            DescribeConfigsResourceResult::default()
-                .with_name(StrBytes::from_static_str(name))
-                .with_value(Some(StrBytes::from_string(value.clone())))
-                .with_read_only(true)
-                .with_config_source(ConfigSource::StaticBroker as i8)
-                .with_config_type(kind.code())
-                .with_synonyms(vec![synonym(name, &value, ConfigSource::StaticBroker)])
-        })
-        .collect()
+fn fixed_entries(broker: &Broker) -> impl Iterator<Item = DescribeConfigsResourceResult> {
+    FIXED_BROKER_CONFIGS.iter().filter_map(|def| {
+        let value = fixed_value(&broker.options, def.name)?;
+        let mut synonyms = Vec::new();
+        let is_default = value == def.default;
+        if !is_default {
+            synonyms.push(synonym(def.name, &value, ConfigSource::StaticBroker));
+        }
+        if !def.default.is_empty() {
+            synonyms.push(synonym(def.name, def.default, ConfigSource::Default));
+        }
+        let source = if is_default { ConfigSource::Default } else { ConfigSource::StaticBroker };
+        let entry = DescribeConfigsResourceResult::default()
+            .with_name(StrBytes::from_static_str(def.name))
+            .with_value(Some(StrBytes::from_string(value)))
+            .with_read_only(true)
+            .with_config_source(source as i8)
+            .with_config_type(def.kind.code())
+            .with_synonyms(synonyms);
+        Some(entry)
+    })
+}
+
+fn fixed_value(options: &Options, name: &str) -> Option<String> {
+    Some(match name {
+        "auto.create.topics.enable" => options.auto_create_topics_enable.to_string(),
+        "broker.id" | "node.id" => options.node_id.to_string(),
+        "broker.rack" => options.rack.clone()?,
+        "connections.max.idle.ms" => options.connections_max_idle_ms.to_string(),
+        "default.replication.factor" => "1".to_owned(),
+        "fetch.max.bytes" => options.fetch_max_bytes.to_string(),
+        "group.initial.rebalance.delay.ms" => options.group_initial_rebalance_delay_ms.to_string(),
+        "group.max.session.timeout.ms" => options.group_max_session_timeout_ms.to_string(),
+        "group.max.size" => options.group_max_size.to_string(),
+        "group.min.session.timeout.ms" => options.group_min_session_timeout_ms.to_string(),
+        "listeners" => format!("PLAINTEXT://{}", options.listen),
+        "max.connections" => options.max_connections.to_string(),
+        "max.incremental.fetch.session.cache.slots" => options.fetch_session_slots.to_string(),
+        "num.partitions" => options.num_partitions.to_string(),
+        "offset.metadata.max.bytes" => options.offset_metadata_max_bytes.to_string(),
+        "offsets.retention.minutes" => options.offsets_retention_minutes.to_string(),
+        "queued.max.request.bytes" => options.queued_max_request_bytes.to_string(),
+        "socket.request.max.bytes" => options.socket_request_max_bytes.to_string(),
+        _ => return None,
+    })
 }
 
 pub(crate) async fn alter(

@@ -53,6 +53,7 @@ pub(crate) async fn start(
     let mut refused: Vec<(usize, Outcome)> = Vec::new();
     let mut checked: Vec<Checked> = Vec::with_capacity(body.partition_count());
     let now_ms = broker.host.now_ms();
+    let max_batch_bytes = broker.lane.max_batch_bytes();
     for (index, partition) in body.partitions().enumerate() {
         let topic = match known_request_error(&body) {
             Some(error) => Err(error),
@@ -60,6 +61,9 @@ pub(crate) async fn start(
         };
         let batch = topic.and_then(|topic| {
             check(&topic, header.version, now_ms, partition.index, partition.records, index)
+        });
+        let batch = batch.and_then(|batch| {
+            if batch.bytes.len() <= max_batch_bytes { Ok(batch) } else { Err(larger_than_segment()) }
         });
         match batch {
             Ok(batch) => checked.push(batch),
@@ -145,6 +149,12 @@ impl Topics<'_> {
     }
 }
 
+/// Whatever `max.message.bytes` says, a batch lies in one segment of the write-ahead log; Kafka says the same of its own.
+fn larger_than_segment() -> Outcome {
+    let why = "the batch is larger than a segment of the broker's write-ahead log";
+    Outcome::refused(ErrorCode::RecordListTooLarge, Some(why.to_owned()))
+}
+
 fn unknown(topic: &TopicRef) -> Outcome {
     let error = match topic {
         TopicRef::Name(_) => ErrorCode::UnknownTopicOrPartition,
@@ -167,7 +177,7 @@ fn check(
     let (header, bytes) = rewrite::check(topic, version, now_ms, records)?;
     if header.attributes.is_transactional() {
         return Err(Outcome::refused(
-            ErrorCode::InvalidTxnState,
+            ErrorCode::TransactionalIdAuthorizationFailed,
             Some("this broker does not serve transactions yet".to_owned()),
         ));
     }

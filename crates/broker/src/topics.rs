@@ -6,7 +6,7 @@ use std::sync::Arc;
 use isobar_metadata::command::{CreatePartitions, CreateTopics, DeleteTopics, MorePartitions, NewTopic};
 use isobar_metadata::config_table::{TOPIC_CONFIGS, topic_value};
 use isobar_metadata::result::TopicResult;
-use isobar_metadata::{Command, CommandResult, PlacementId, TopicId};
+use isobar_metadata::{Command, CommandResult, PlacementId, TopicId, check_name};
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::messages::create_partitions_request::CreatePartitionsTopic;
 use isobar_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
@@ -23,8 +23,6 @@ use isobar_protocol::{StrBytes, Uuid};
 use crate::Broker;
 use crate::session::retriable;
 
-/// Kafka's bound on a topic's name.
-const MAX_NAME_BYTES: usize = 249;
 /// "As the broker says" in a request's counts.
 const BROKER_DEFAULT: i32 = -1;
 /// First DeleteTopics version that may name topics by id.
@@ -32,12 +30,6 @@ const DELETE_BY_ID_VERSION: i16 = 6;
 
 /// A refusal: code and what to tell.
 type Refusal = (ErrorCode, Option<String>);
-
-/// Kafka's rule (`org.apache.kafka.common.internals.Topic`).
-pub(crate) fn is_valid_name(name: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    !name.is_empty() && name != "." && name != ".." && name.len() <= MAX_NAME_BYTES && name.bytes().all(legal)
-}
 
 fn code_of(code: i32) -> ErrorCode {
     ErrorCode::from_i16(i16::try_from(code).unwrap_or(-1))
@@ -195,7 +187,7 @@ fn created(
 
 /// Creates topics that a Metadata request named, with the broker's defaults. Returns what was refused.
 pub(crate) async fn auto_create(broker: &Arc<Broker>, names: Vec<String>) -> BTreeMap<String, ErrorCode> {
-    let topics: Vec<NewTopic> = (names.iter().filter(|name| is_valid_name(name)))
+    let topics: Vec<NewTopic> = (names.iter().filter(|name| check_name(name).is_ok()))
         .map(|name| NewTopic {
             name: name.clone(),
             topic_id: TopicId(Uuid::from_bytes(broker.host.random_uuid())),

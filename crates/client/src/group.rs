@@ -367,13 +367,23 @@ impl GroupConsumer {
             state.member = member.clone();
             state.standing = Standing::Inside;
         }
-        let own = assigned_partitions(synced.assignment)?;
+        // Inside already, so that heartbeats go on during this; but a member without its partitions is not one.
+        let taken = self.take(synced.assignment, deadline).await;
+        if taken.is_err() {
+            self.state.lock().standing = Standing::Outside;
+        }
+        tracing::debug!(group = self.config.group, ?member, ?taken, "joined");
+        taken
+    }
+
+    /// Goes on with these partitions where the group has committed.
+    async fn take(&mut self, assignment: Bytes, deadline: Instant) -> Result<(), ClientError> {
+        let own = assigned_partitions(assignment)?;
         let committed = self.committed(&own, deadline).await?;
         for at in own {
             let offset = committed.get(&at).copied();
             self.consumer.assign(at, offset);
         }
-        tracing::debug!(group = self.config.group, ?member, partitions = committed.len(), "joined");
         Ok(())
     }
 

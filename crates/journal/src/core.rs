@@ -121,6 +121,11 @@ impl<D> Core<D> {
         }
     }
 
+    /// The largest frame that a segment holds.
+    pub(crate) fn max_frame_bytes(&self) -> u64 {
+        self.limits.segment_bytes - OVERHEAD_BYTES
+    }
+
     /// Takes a frame. On an error nothing was taken and `done` is dropped.
     pub(crate) fn push(&mut self, frame: Frame, done: D) -> Result<(), JournalError> {
         match &self.mode {
@@ -129,7 +134,7 @@ impl<D> Core<D> {
             Mode::Stopped(error) => return Err(error.clone()),
         }
         let bytes = u64::from(frame.len());
-        let max_bytes = self.limits.segment_bytes - OVERHEAD_BYTES;
+        let max_bytes = self.max_frame_bytes();
         if frame.kind() == KIND_SEAL {
             return Err(JournalError::ReservedKind(KIND_SEAL));
         }

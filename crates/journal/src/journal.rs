@@ -124,6 +124,11 @@ impl Journal {
         self.handle.shared.sealed_segments()
     }
 
+    /// The largest frame it takes: a frame lies in one segment.
+    pub fn max_frame_bytes(&self) -> u64 {
+        self.handle.shared.core.lock().max_frame_bytes()
+    }
+
     /// Bytes of frames in segments in use.
     pub fn bytes_live(&self) -> u64 {
         self.handle.shared.bytes_live()

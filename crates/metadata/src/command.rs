@@ -14,6 +14,9 @@ pub const ENTRY_VERSION: u32 = 1;
 pub const FEATURE_LEVEL: u32 = 1;
 /// The largest encoded [`Entry`], in bytes.
 pub const MAX_ENTRY_BYTES: usize = 1 << 20;
+/// The most batches that one [`CommitChunk`] may sequence: with so many, each in a partition of its own and every number
+/// at its largest, it still fits an entry.
+pub const MAX_CHUNK_BATCHES: usize = 8_000;
 /// The first number of every lane of a session. 0 is no number.
 pub const FIRST_NUMBER: u64 = 1;
 

@@ -5,7 +5,7 @@ mod settings;
 mod table;
 
 pub use settings::{Compression, TimestampType, TopicSettings};
-pub use table::{BROKER_CONFIGS, TOPIC_CONFIGS};
+pub use table::{BROKER_CONFIGS, FIXED_BROKER_CONFIGS, TOPIC_CONFIGS};
 
 use std::collections::BTreeMap;
 
@@ -46,6 +46,10 @@ pub enum Check {
     ItemsOf(&'static [&'static str]),
     /// -1 or one of this range.
     DefaultOr(i64, i64),
+    /// `*`, or a list of `partition:broker`.
+    ThrottledReplicas,
+    /// Only false.
+    Off,
 }
 
 /// One config.
@@ -60,6 +64,20 @@ pub struct ConfigDef {
     pub doc: &'static str,
 }
 
+/// A config that a broker is started with and that cannot be altered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedDef {
+    pub name: &'static str,
+    pub kind: ConfigType,
+    /// Kafka's default; empty: none.
+    pub default: &'static str,
+}
+
+/// Broker configs that Kafka leaves unset by default (another config, by hours, stands behind them): described as null, and
+/// no synonym of a topic's config.
+pub const UNSET_IN_KAFKA: &[&str] =
+    &["log.flush.interval.ms", "log.retention.ms", "log.roll.jitter.ms", "log.roll.ms"];
+
 /// The definition of a topic config.
 pub fn topic_config(name: &str) -> Option<&'static ConfigDef> {
     TOPIC_CONFIGS.iter().find(|def| def.name == name)
@@ -71,13 +89,31 @@ pub fn broker_config(name: &str) -> Option<&'static ConfigDef> {
 }
 
 impl ConfigDef {
+    /// A value as DescribeConfigs tells it: what was set may have spaces or capitals that mean nothing.
+    pub fn canonical(&self, value: &str) -> String {
+        match self.kind {
+            ConfigType::Boolean => value.trim().to_ascii_lowercase(),
+            ConfigType::List => list_items(value).collect::<Vec<_>>().join(","),
+            _ => value.trim().to_owned(),
+        }
+    }
+
     /// Whether `value` may be set; the message is what Kafka's `ConfigException` says.
     pub fn check(&self, value: &str) -> Result<(), String> {
         let fail = |why: String| Err(format!("Invalid value {value} for configuration {}: {why}", self.name));
         let value = value.trim();
         let number = match self.kind {
             ConfigType::Boolean => {
-                let known = value.eq_ignore_ascii_case("true") || value.eq_ignore_ascii_case("false");
+                let is_true = value.eq_ignore_ascii_case("true");
+                if is_true && self.check == Check::Off {
+                    // Kafka's words.
+                    return Err(
+                        "Tiered Storage functionality is disabled in the broker. Topic cannot be configured \
+                                with remote log storage."
+                            .to_owned(),
+                    );
+                }
+                let known = is_true || value.eq_ignore_ascii_case("false");
                 return if known { Ok(()) } else { fail("Expected value to be either true or false".into()) };
             }
             ConfigType::Int => value.parse::<i32>().ok().map(i64::from),
@@ -85,7 +121,8 @@ impl ConfigDef {
             ConfigType::Double => {
                 return match value.parse::<f64>() {
                     Ok(ratio) if self.check != Check::Ratio || (0.0..=1.0).contains(&ratio) => Ok(()),
-                    Ok(_) => fail("Value must be between 0 and 1".into()),
+                    Ok(ratio) if ratio > 1.0 => fail("Value must be no more than 1".into()),
+                    Ok(_) => fail("Value must be at least 0".into()),
                     Err(_) => fail("Not a number of type DOUBLE".into()),
                 };
             }
@@ -114,9 +151,22 @@ impl ConfigDef {
                 Some(_) => fail(format!("String must be one of: {}", known.join(", "))),
                 None => Ok(()),
             },
+            (Check::ThrottledReplicas, _) if value != "*" && !list_items(value).all(is_replica) => {
+                fail(format!(
+                    "{} must be the literal '*' or a list of replicas in the following format: \
+                 [partitionId]:[brokerId],[partitionId]:[brokerId],...",
+                    self.name
+                ))
+            }
             _ => Ok(()),
         }
     }
+}
+
+/// `partition:broker`.
+fn is_replica(item: &str) -> bool {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    item.split_once(':').is_some_and(|(partition, broker)| is_number(partition) && is_number(broker))
 }
 
 /// Items of a LIST value: separated by commas, trimmed; an empty value has none.
@@ -128,7 +178,6 @@ pub fn list_items(value: &str) -> impl Iterator<Item = &str> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigSource {
     DynamicTopic = 1,
-    DynamicBroker = 2,
     DynamicDefaultBroker = 3,
     StaticBroker = 4,
     Default = 5,

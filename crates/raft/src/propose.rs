@@ -3,7 +3,9 @@
 //! Invariants
 //! 1. Commands go into entries in the order of the calls, and entries into the log in that order.
 //! 2. A command is answered exactly once, whatever happens to openraft: what owns it answers when dropped.
-//! 3. The queue holds at most its limit in bytes; what does not fit is refused at once and did not happen.
+//! 3. The queue holds at most its limit in bytes; what does not fit is refused at once and did not happen. The second
+//!    half is for commits of chunks only: these are durable already, in their lane's order, and their lanes bound them,
+//!    so that no flood of other commands makes a lane miss a number.
 //! 4. At most `slots` entries are on their way. While all are, commands gather, so that a slow disk makes entries
 //!    larger, not more numerous.
 
@@ -77,7 +79,9 @@ impl Queue {
             drop(inner);
             return done(Err(ProposeError::Stopping));
         }
-        if inner.bytes + cost > self.limit_bytes {
+        let is_commit = matches!(envelope.command, Some(isobar_metadata::Command::CommitChunk(_)));
+        let limit_bytes = if is_commit { self.limit_bytes } else { self.limit_bytes / 2 };
+        if inner.bytes + cost > limit_bytes {
             let queued_bytes = inner.bytes;
             drop(inner);
             self.metrics.proposals_refused.inc();

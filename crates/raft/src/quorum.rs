@@ -50,7 +50,8 @@ pub struct QuorumOptions {
     pub format: Option<ClusterFormat>,
     /// Where other members reach it, `host:port`; may be empty in a group of one.
     pub address: String,
-    /// Bytes of commands that may wait; more are refused with [`ProposeError::Busy`].
+    /// Bytes of commands that may wait, half of them others than commits of chunks; more are refused with
+    /// [`ProposeError::Busy`].
     pub queue_bytes: usize,
     /// Entries that may be on their way at once.
     pub entries_in_flight: usize,
@@ -92,8 +93,8 @@ impl QuorumOptions {
         if self.segment_bytes < LEAST_SEGMENT_BYTES && !host.is_simulated() {
             return Err(RaftError::BadOption(format!("segment_bytes is less than {LEAST_SEGMENT_BYTES}")));
         }
-        if self.queue_bytes < isobar_metadata::command::MAX_ENTRY_BYTES {
-            return Err(RaftError::BadOption("queue_bytes is less than one entry".to_owned()));
+        if self.queue_bytes / 2 < isobar_metadata::command::MAX_ENTRY_BYTES {
+            return Err(RaftError::BadOption("queue_bytes is less than two entries".to_owned()));
         }
         Ok(())
     }

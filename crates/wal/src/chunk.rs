@@ -129,13 +129,16 @@ pub struct ChunkWriter {
     last_slot: u32,
     batch_bytes: usize,
     buffer_bytes: usize,
+    /// What the buffer has beyond the largest chunk.
+    unused_bytes: usize,
 }
 
 impl ChunkWriter {
-    /// A chunk that grows in `buffer`.
-    pub fn new(buffer: AlignedBuf) -> Self {
+    /// A chunk that grows in `buffer` until it has so many bytes as encoded ([`Wal::max_chunk_bytes`](crate::Wal)).
+    pub fn new(buffer: AlignedBuf, max_bytes: usize) -> Self {
         Self {
             buffer_bytes: buffer.capacity(),
+            unused_bytes: buffer.capacity().saturating_sub(max_bytes),
             frame: FrameWriter::new(buffer),
             rows: Vec::with_capacity(64),
             slots: Vec::new(),
@@ -147,7 +150,9 @@ impl ChunkWriter {
 
     /// Whether a batch of `batch_bytes` still fits. To be asked before each [`push`](Self::push).
     pub fn fits(&self, batch_bytes: usize) -> bool {
-        self.frame.room(self.table_bound_bytes() + bound::PARTITION_BYTES + bound::BATCH_BYTES) >= batch_bytes
+        let kept_free =
+            self.table_bound_bytes() + bound::PARTITION_BYTES + bound::BATCH_BYTES + self.unused_bytes;
+        self.frame.room(kept_free) >= batch_bytes
     }
 
     /// Copies a checked batch into the chunk and returns its section number. The caller has asked [`fits`](Self::fits).

@@ -46,7 +46,7 @@ pub fn info(batch: &Bytes) -> BatchInfo {
 /// A chunk of these batches.
 pub fn chunk(stream: StreamId, number: u64, batches: &[(PartitionKey, Bytes)]) -> Chunk {
     let bytes: usize = batches.iter().map(|(_, batch)| batch.len() + 256).sum();
-    let mut writer = ChunkWriter::new(AlignedBuf::unpooled(bytes + 4096));
+    let mut writer = ChunkWriter::new(AlignedBuf::unpooled(bytes + 4096), usize::MAX);
     for (key, batch) in batches {
         assert!(writer.fits(batch.len()));
         writer.push(*key, &info(batch), batch);

@@ -47,6 +47,9 @@ pub trait Wal: Send + Sync {
     /// number is not used up. It must not block.
     fn append(&self, chunk: Chunk, done: AppendDone);
 
+    /// The largest chunk it takes, as encoded.
+    fn max_chunk_bytes(&self) -> usize;
+
     /// False when appends are about to be refused for want of space: take nothing new from clients and tell them to try
     /// again, so that what was taken already still fits.
     fn has_room(&self) -> bool;

@@ -327,6 +327,10 @@ impl Wal for LocalReplica {
         }
     }
 
+    fn max_chunk_bytes(&self) -> usize {
+        usize::try_from(self.shared.journal.max_frame_bytes()).unwrap_or(usize::MAX)
+    }
+
     fn has_room(&self) -> bool {
         let journal = &self.shared.journal;
         let max = self.shared.options.max_disk_bytes;

@@ -1,6 +1,6 @@
 //! The tables themselves, ordered by name.
 
-use super::{Check, ConfigDef, ConfigType};
+use super::{Check, ConfigDef, ConfigType, FixedDef};
 
 const fn def(
     name: &'static str,
@@ -91,7 +91,7 @@ pub static TOPIC_CONFIGS: &[ConfigDef] = &[
         "follower.replication.throttled.replicas",
         ConfigType::List,
         "",
-        Check::Any,
+        Check::ThrottledReplicas,
         "",
         "Accepted for compatibility; there are no follower replicas.",
     ),
@@ -115,7 +115,7 @@ pub static TOPIC_CONFIGS: &[ConfigDef] = &[
         "leader.replication.throttled.replicas",
         ConfigType::List,
         "",
-        Check::Any,
+        Check::ThrottledReplicas,
         "",
         "Accepted for compatibility; there are no follower replicas.",
     ),
@@ -227,15 +227,15 @@ pub static TOPIC_CONFIGS: &[ConfigDef] = &[
         "remote.storage.enable",
         ConfigType::Boolean,
         "false",
-        Check::Any,
+        Check::Off,
         "",
-        "Accepted for compatibility; every topic lies in object storage.",
+        "Only false: there is no second tier, every topic lies in object storage.",
     ),
     def(
         "retention.bytes",
         ConfigType::Long,
         "-1",
-        Check::AtLeast(-1),
+        Check::Any,
         "log.retention.bytes",
         "How many bytes a partition keeps before old records go; -1: no bound.",
     ),
@@ -292,14 +292,6 @@ pub static TOPIC_CONFIGS: &[ConfigDef] = &[
 /// Broker configs that may be altered while the cluster runs: the defaults of topic configs, and what all brokers share.
 pub static BROKER_CONFIGS: &[ConfigDef] = &[
     def(
-        "auto.create.topics.enable",
-        ConfigType::Boolean,
-        "true",
-        Check::Any,
-        "",
-        "Whether a Metadata request creates the topics it names.",
-    ),
-    def(
         "compression.gzip.level",
         ConfigType::Int,
         "-1",
@@ -330,38 +322,6 @@ pub static BROKER_CONFIGS: &[ConfigDef] = &[
         Check::Between(-131072, 22),
         "",
         "Compression level where compression.type is zstd.",
-    ),
-    def(
-        "default.replication.factor",
-        ConfigType::Int,
-        "1",
-        Check::AtLeast(1),
-        "",
-        "The replication factor shown for topics created without one.",
-    ),
-    def(
-        "group.initial.rebalance.delay.ms",
-        ConfigType::Int,
-        "3000",
-        Check::AtLeast(0),
-        "",
-        "How long the first rebalance of an empty group waits for more members.",
-    ),
-    def(
-        "group.max.session.timeout.ms",
-        ConfigType::Int,
-        "1800000",
-        Check::AtLeast(1),
-        "",
-        "The longest session timeout a member may ask for.",
-    ),
-    def(
-        "group.min.session.timeout.ms",
-        ConfigType::Int,
-        "6000",
-        Check::AtLeast(1),
-        "",
-        "The shortest session timeout a member may ask for.",
     ),
     def(
         "isobar.durability",
@@ -495,7 +455,7 @@ pub static BROKER_CONFIGS: &[ConfigDef] = &[
         "log.retention.bytes",
         ConfigType::Long,
         "-1",
-        Check::AtLeast(-1),
+        Check::Any,
         "",
         "How many bytes a partition keeps before old records go; -1: no bound.",
     ),
@@ -556,30 +516,6 @@ pub static BROKER_CONFIGS: &[ConfigDef] = &[
         "Accepted for compatibility; durability is the write quorum's.",
     ),
     def(
-        "num.partitions",
-        ConfigType::Int,
-        "1",
-        Check::AtLeast(1),
-        "",
-        "How many partitions a topic gets that is created without a number.",
-    ),
-    def(
-        "offset.metadata.max.bytes",
-        ConfigType::Int,
-        "4096",
-        Check::AtLeast(0),
-        "",
-        "The longest metadata string of an offset commit.",
-    ),
-    def(
-        "offsets.retention.minutes",
-        ConfigType::Int,
-        "10080",
-        Check::AtLeast(1),
-        "",
-        "How long the offsets of a group without members are kept.",
-    ),
-    def(
         "producer.id.expiration.ms",
         ConfigType::Int,
         "86400000",
@@ -595,4 +531,31 @@ pub static BROKER_CONFIGS: &[ConfigDef] = &[
         "",
         "Accepted for compatibility; any broker serves any partition, none is unclean.",
     ),
+];
+
+const fn fixed(name: &'static str, kind: ConfigType, default: &'static str) -> FixedDef {
+    FixedDef { name, kind, default }
+}
+
+/// What a broker is started with, as far as it goes by Kafka's names.
+pub static FIXED_BROKER_CONFIGS: &[FixedDef] = &[
+    fixed("auto.create.topics.enable", ConfigType::Boolean, "true"),
+    fixed("broker.id", ConfigType::Int, "-1"),
+    fixed("broker.rack", ConfigType::String, ""),
+    fixed("connections.max.idle.ms", ConfigType::Long, "600000"),
+    fixed("default.replication.factor", ConfigType::Int, "1"),
+    fixed("fetch.max.bytes", ConfigType::Int, "57671680"),
+    fixed("group.initial.rebalance.delay.ms", ConfigType::Int, "3000"),
+    fixed("group.max.session.timeout.ms", ConfigType::Int, "1800000"),
+    fixed("group.max.size", ConfigType::Int, "2147483647"),
+    fixed("group.min.session.timeout.ms", ConfigType::Int, "6000"),
+    fixed("listeners", ConfigType::List, "PLAINTEXT://:9092"),
+    fixed("max.connections", ConfigType::Int, "2147483647"),
+    fixed("max.incremental.fetch.session.cache.slots", ConfigType::Int, "1000"),
+    fixed("node.id", ConfigType::Int, ""),
+    fixed("num.partitions", ConfigType::Int, "1"),
+    fixed("offset.metadata.max.bytes", ConfigType::Int, "4096"),
+    fixed("offsets.retention.minutes", ConfigType::Int, "10080"),
+    fixed("queued.max.request.bytes", ConfigType::Long, "-1"),
+    fixed("socket.request.max.bytes", ConfigType::Int, "104857600"),
 ];

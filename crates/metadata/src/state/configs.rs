@@ -1,10 +1,13 @@
 //! IncrementalAlterConfigs on topics and on the cluster's broker defaults (KIP-226, KIP-339; messages as KRaft's
 //! `ConfigurationControlManager`). A resource is altered whole or not at all.
 
+use super::topics::check_name;
 use super::{StateMachine, failed};
 use crate::codes;
 use crate::command::{AlterConfigs, AlterResource, ConfigOp};
-use crate::config_table::{ConfigDef, ConfigType, TopicSettings, broker_config, list_items, topic_config};
+use crate::config_table::{
+    ConfigDef, ConfigType, FIXED_BROKER_CONFIGS, TopicSettings, broker_config, list_items, topic_config,
+};
 use crate::effect::{BrokerConfigs, EffectKind};
 use crate::record::TopicRecord;
 use crate::result::{CommandResult, ConfigResults, Outcome};
@@ -34,6 +37,10 @@ impl StateMachine {
     }
 
     fn alter_topic(&mut self, c: &AlterResource, validate_only: bool) -> Result<(), Outcome> {
+        if c.name.is_empty() {
+            return Err(failed(codes::INVALID_REQUEST, "Default topic resources are not allowed."));
+        }
+        check_name(&c.name).map_err(|why| failed(codes::INVALID_TOPIC_EXCEPTION, why))?;
         let Some(topic) = self.image.topic_by_name(&c.name) else {
             let why = format!("The topic '{}' does not exist.", c.name);
             return Err(failed(codes::UNKNOWN_TOPIC_OR_PARTITION, why));
@@ -58,6 +65,12 @@ impl StateMachine {
         }
         let empty = Configs::new();
         let known = self.image.broker_configs("").map_or(&empty, |configs| configs);
+        let is_fixed = |name: &&str| FIXED_BROKER_CONFIGS.iter().any(|def| def.name == *name);
+        let fixed: Vec<&str> = c.ops.iter().map(|op| op.name.as_str()).filter(is_fixed).collect();
+        if !fixed.is_empty() {
+            let why = format!("Cannot update these configs dynamically: [{}]", fixed.join(", "));
+            return Err(failed(codes::INVALID_REQUEST, why));
+        }
         let configs = apply_ops(known, &c.ops, "broker", broker_config)?;
         if !validate_only && configs != *known {
             self.emit(EffectKind::BrokerConfigs(BrokerConfigs { name: String::new(), configs }));

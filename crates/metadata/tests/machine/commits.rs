@@ -3,6 +3,7 @@ use isobar_metadata::command::*;
 use isobar_metadata::record::WalLocation;
 use isobar_metadata::result::*;
 use isobar_metadata::*;
+use prost::Message;
 use std::collections::BTreeMap;
 
 #[test]
@@ -201,4 +202,34 @@ fn a_topic_is_written_in_the_lane_of_its_classes_only() {
     let result = rig.commit(broker, (topic_id, 0), vec![plain(0, 1)]);
     assert_eq!(result[0].error_code, codes::NOT_LEADER_OR_FOLLOWER);
     assert_eq!(rig.view(topic_id, 0).high_watermark, 0);
+}
+
+#[test]
+fn the_largest_chunk_fits_an_entry() {
+    let widest = CommitBatch {
+        ordinal: u32::MAX,
+        record_count: u32::MAX,
+        max_timestamp_ms: -1,
+        producer_id: i64::MIN,
+        producer_epoch: i32::MIN,
+        base_sequence: i32::MIN,
+        flags: u32::MAX,
+        size_bytes: u32::MAX,
+    };
+    let alone = CommitPartition {
+        topic_id: TopicId::from([0xff; 16]),
+        partition: -1,
+        class_epoch: u32::MAX,
+        batches: vec![widest],
+    };
+    let commit = CommitChunk {
+        stream: StreamId(u64::MAX),
+        chunk: u64::MAX,
+        acknowledged: u32::MAX,
+        partitions: vec![alone; MAX_CHUNK_BATCHES],
+    };
+    let (session, lane) = (SessionId(u64::MAX), LaneId(u32::MAX));
+    let envelope = Envelope::new(session, lane, u64::MAX, u64::MAX, Command::CommitChunk(commit));
+    let entry = Entry { version: u32::MAX, time_ms: -1, commands: vec![envelope] };
+    assert!(entry.encoded_len() < MAX_ENTRY_BYTES, "{} bytes", entry.encoded_len());
 }

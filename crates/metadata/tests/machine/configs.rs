@@ -111,3 +111,33 @@ fn defaults_pass_their_own_checks_and_tables_are_sorted() {
     assert!(topic_config("cleanup.policy").unwrap().check("shred").is_err());
     assert!(topic_config("max.message.bytes").unwrap().check("4294967296").is_err());
 }
+
+#[test]
+fn what_a_broker_was_started_with_cannot_be_altered_and_topics_must_be_named() {
+    let mut rig = Rig::new();
+    let session = rig.register(1, "");
+    let mut set =
+        |kind, name: &str, key: &str| alter(&mut rig, session, kind, name, &[(SET, key, Some("3000"))]);
+    assert_eq!(set(4, "", "num.partitions"), codes::INVALID_REQUEST);
+    assert_eq!(set(4, "", "message.max.bytes"), 0);
+    assert_eq!(set(2, "", "retention.ms"), codes::INVALID_REQUEST);
+    assert_eq!(set(2, "no such", "retention.ms"), codes::INVALID_TOPIC_EXCEPTION);
+    assert_eq!(set(2, "none", "retention.ms"), codes::UNKNOWN_TOPIC_OR_PARTITION);
+}
+
+#[test]
+fn values_are_checked_and_told_as_kafka_does() {
+    let check = |name: &str, value: &str| topic_config(name).unwrap().check(value).is_ok();
+    for good in ["", "*", "0:1", "0:1,12:3"] {
+        assert!(check("leader.replication.throttled.replicas", good), "{good}");
+    }
+    for bad in ["none", "0", "0:", ":1", "0:1:2", "a:b"] {
+        assert!(!check("follower.replication.throttled.replicas", bad), "{bad}");
+    }
+    assert!(check("remote.storage.enable", "false") && !check("remote.storage.enable", "TRUE"));
+    assert!(check("retention.bytes", "-2"));
+    let told = |name: &str, value: &str| topic_config(name).unwrap().canonical(value);
+    assert_eq!(told("preallocate", " TRUE"), "true");
+    assert_eq!(told("cleanup.policy", "compact, delete"), "compact,delete");
+    assert_eq!(told("retention.ms", " 1000 "), "1000");
+}

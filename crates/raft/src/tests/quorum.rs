@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_host::Host;
-use isobar_metadata::CommandResult;
+use isobar_metadata::command::CommitChunk;
+use isobar_metadata::{Command, CommandResult, Envelope};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -240,7 +241,7 @@ fn a_directory_that_is_not_ours_or_has_forgotten_is_refused() {
 #[test]
 fn what_does_not_fit_is_refused_and_did_not_happen() {
     run(async |host, dir| {
-        let quorum = Quorum::start(&host, QuorumOptions { queue_bytes: 1 << 20, ..options(&dir) })
+        let quorum = Quorum::start(&host, QuorumOptions { queue_bytes: 2 << 20, ..options(&dir) })
             .await
             .expect("starts");
         let huge = super::register_from(1, "x".repeat(1 << 20));
@@ -255,6 +256,11 @@ fn what_does_not_fit_is_refused_and_did_not_happen() {
                 outcomes.lock().push(result.map(|_| ()));
             });
         }
+        // A chunk is durable when its commit comes: however many others wait, there is room for it.
+        let commit = Envelope::unnumbered(Command::CommitChunk(CommitChunk::default()));
+        let committed = quorum.propose(commit).await;
+        assert!(!matches!(committed, Err(ProposeError::Busy { .. })), "{committed:?}");
+
         let deadline = Instant::now() + Duration::from_secs(20);
         while outcomes.lock().len() < 200 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -262,7 +268,7 @@ fn what_does_not_fit_is_refused_and_did_not_happen() {
         let outcomes = outcomes.lock();
         assert_eq!(outcomes.len(), 200);
         let busy = outcomes.iter().filter(|o| matches!(o, Err(ProposeError::Busy { .. }))).count();
-        assert!(busy > 0, "40 MB do not fit a queue of 1 MiB");
+        assert!(busy > 0, "40 MB do not fit half a queue of 2 MiB");
         assert!(outcomes.iter().any(Result::is_ok));
         assert_eq!(quorum.metrics().proposals_refused.get(), busy as u64);
     });

@@ -35,7 +35,7 @@ fn arb_batches() -> impl Strategy<Value = Vec<(PartitionKey, Bytes, BatchInfo)>>
 }
 
 fn seal(batches: &[(PartitionKey, Bytes, BatchInfo)]) -> Chunk {
-    let mut writer = ChunkWriter::new(BufferPool::new(0).take(64 << 10));
+    let mut writer = ChunkWriter::new(BufferPool::new(0).take(64 << 10), usize::MAX);
     for (section, (key, bytes, info)) in batches.iter().enumerate() {
         assert!(writer.fits(bytes.len()));
         assert_eq!(writer.push(*key, info, bytes), section as u32);
@@ -92,8 +92,10 @@ proptest! {
 fn the_table_always_fits_beside_the_batches() {
     // The worst of everything: each batch another partition, every number as long as it gets.
     let bytes = batch(1, 0);
-    for capacity in [4096, 20_000, 65_536] {
-        let mut writer = ChunkWriter::new(AlignedBuf::unpooled(capacity));
+    for (capacity, max_bytes) in
+        [(4096, usize::MAX), (20_000, usize::MAX), (65_536, usize::MAX), (65_536, 8192)]
+    {
+        let mut writer = ChunkWriter::new(AlignedBuf::unpooled(capacity), max_bytes);
         let mut n = 0_i64;
         while writer.fits(bytes.len()) {
             let sign = if n % 2 == 0 { 1 } else { -1 };
@@ -114,14 +116,14 @@ fn the_table_always_fits_beside_the_batches() {
             chunk.memory_bytes() <= capacity.next_multiple_of(4096) + capacity / 8,
             "the buffer had to grow"
         );
-        assert!(chunk.frame().len() as usize <= chunk.memory_bytes());
+        assert!(chunk.frame().len() as usize <= chunk.memory_bytes().min(max_bytes));
     }
 }
 
 #[test]
 fn a_small_chunk_does_not_keep_a_large_buffer() {
     let pool = BufferPool::new(0);
-    let mut writer = ChunkWriter::new(pool.take(1 << 20));
+    let mut writer = ChunkWriter::new(pool.take(1 << 20), usize::MAX);
     let bytes = batch(1, 10);
     writer.push(key(1, 1), &info(&bytes), &bytes);
     let chunk = writer.seal(StreamId(1), 0);
