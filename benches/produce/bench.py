@@ -179,7 +179,8 @@ def throughput(peer, config, size, partitions, gib):
     slowest = 0
     for producer, output in zip(producers, outputs):
         found = re.search(r"(\d+) delivered \(offset [^,]+, (\d+) failed\) in (\d+)ms", output)
-        if producer.returncode != 0 or not found or int(found.group(1)) != count or int(found.group(2)) != 0:
+        # Not its exit code: now and then it miscounts what it has produced by one.
+        if not found or int(found.group(1)) != count or int(found.group(2)) != 0:
             raise RuntimeError(f"a producer did not deliver all of {count}:\n{output}")
         slowest = max(slowest, int(found.group(3)))
     sent = 2 * count * size
