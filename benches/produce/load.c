@@ -3,9 +3,14 @@
  *   load latency BOOTSTRAP TOPIC PARTITIONS BYTES_PER_S SIZE SECONDS [KEY=VALUE…]
  *       Open loop: record i is due at start + i * interval, whatever became of those before it, and its latency is the
  *       time from when it was due to its acknowledgement. The first two seconds are not counted. Prints JSON.
+ *   load bare DIRECTORY BYTES_PER_S SECONDS
+ *       No broker: every millisecond what has come due is written to two preallocated files, one after the other, O_DIRECT
+ *       and synced, as an acknowledgement of Isobar waits for WAL and metadata. Latency as above, and how late a bare timer is.
  *   load first-ack BOOTSTRAP TOPIC [KEY=VALUE…]
  *       Sends one record as soon as a broker is there; prints the moment of its acknowledgement (CLOCK_MONOTONIC, s).
  */
+#define _GNU_SOURCE
+#include <fcntl.h>
 #include <librdkafka/rdkafka.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -15,6 +20,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <time.h>
+#include <unistd.h>
 
 #define WARMUP_NS 2000000000ULL
 
@@ -154,6 +160,69 @@ static int latency(int argc, char **argv) {
     return atomic_load(&failed) != 0;
 }
 
+#define FILE_BYTES (64 << 20)
+#define BLOCK 4096
+
+static int zeroed(const char *directory, const char *name) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_DIRECT, 0600);
+    void *zeros;
+    if (fd < 0 || unlink(path) || posix_memalign(&zeros, BLOCK, 1 << 20))
+        fail(path, "cannot be made");
+    memset(zeros, 0, 1 << 20);
+    for (int i = 0; i < FILE_BYTES >> 20; i++)
+        if (pwrite(fd, zeros, 1 << 20, (off_t)i << 20) != 1 << 20)
+            fail(path, "cannot be filled");
+    if (fsync(fd))
+        fail(path, "cannot be synced");
+    free(zeros);
+    return fd;
+}
+
+static int bare(int argc, char **argv) {
+    if (argc != 5)
+        fail("usage", "load bare DIRECTORY BYTES_PER_S SECONDS");
+    const uint64_t ms = 1000000;
+    double rate = atof(argv[3]);
+    uint64_t ticks = (uint64_t)atoi(argv[4]) * 1000 + WARMUP_NS / ms;
+    size_t bytes = ((size_t)(rate / 1000) + BLOCK - 1) / BLOCK * BLOCK;
+    int files[2] = {zeroed(argv[2], "bare-0"), zeroed(argv[2], "bare-1")};
+    void *buffer;
+    if (posix_memalign(&buffer, BLOCK, bytes))
+        fail("memory", "none");
+    memset(buffer, 1, bytes);
+    uint32_t *took_us = calloc(ticks, sizeof *took_us), *late_us = calloc(ticks, sizeof *late_us);
+    if (!took_us || !late_us)
+        fail("memory", "none");
+    off_t at = 0;
+    uint64_t start = now_ns() + 10 * ms, timed = 0;
+    for (uint64_t i = 0; i < ticks; i++) {
+        uint64_t due = start + i * ms;
+        if (now_ns() < due) {
+            struct timespec t = {(time_t)(due / 1000000000ULL), (long)(due % 1000000000ULL)};
+            clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
+            if (i * ms >= WARMUP_NS)
+                late_us[timed++] = (uint32_t)((now_ns() - due) / 1000);
+        }
+        for (int file = 0; file < 2; file++)
+            if (pwrite(files[file], buffer, bytes, at) != (ssize_t)bytes || fdatasync(files[file]))
+                fail("write", "failed");
+        at = (at + (off_t)bytes) % (FILE_BYTES - (off_t)bytes) / BLOCK * BLOCK;
+        took_us[i] = (uint32_t)((now_ns() - due) / 1000);
+    }
+    uint32_t *counted = took_us + WARMUP_NS / ms;
+    uint64_t count = ticks - WARMUP_NS / ms;
+    qsort(counted, count, sizeof *counted, by_value);
+    qsort(late_us, timed, sizeof *late_us, by_value);
+    printf("{\"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, \"timer_p50_ms\": %.3f, "
+           "\"timer_p99_ms\": %.3f, \"timer_p999_ms\": %.3f, \"timer_max_ms\": %.3f}\n",
+           quantile_ms(counted, count, 0.5), quantile_ms(counted, count, 0.99), quantile_ms(counted, count, 0.999),
+           counted[count - 1] / 1e3, quantile_ms(late_us, timed, 0.5), quantile_ms(late_us, timed, 0.99),
+           quantile_ms(late_us, timed, 0.999), late_us[timed - 1] / 1e3);
+    return 0;
+}
+
 static int first_ack(int argc, char **argv) {
     if (argc < 4)
         fail("usage", "load first-ack BOOTSTRAP TOPIC [KEY=VALUE…]");
@@ -172,7 +241,9 @@ static int first_ack(int argc, char **argv) {
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "latency") == 0)
         return latency(argc, argv);
+    if (argc > 1 && strcmp(argv[1], "bare") == 0)
+        return bare(argc, argv);
     if (argc > 1 && strcmp(argv[1], "first-ack") == 0)
         return first_ack(argc, argv);
-    fail("usage", "load latency|first-ack …");
+    fail("usage", "load latency|bare|first-ack …");
 }
