@@ -13,7 +13,7 @@ use isobar_protocol::records::{RecordRules, check_records};
 
 use crate::accumulator::Outcome;
 
-/// The most that a batch may hold once decompressed, when it has to be looked into.
+/// The most that a batch may hold once decompressed. As many are open at a time as the runtime has threads.
 const DECOMPRESSED_CAP_BYTES: usize = 128 << 20;
 /// Length and everything before it are not counted by a batch's own length field.
 const BEFORE_LENGTH_BYTES: usize = 12;
@@ -39,12 +39,9 @@ pub(crate) fn check(
         |refused: isobar_protocol::batch::Refused| Outcome::refused(refused.code, Some(refused.message));
     let header = validate_produced(records.as_deref(), &rules).map_err(refused)?;
     let bytes = records.unwrap_or_default();
-    // Compressed records are opened only where keys are needed: docs/architecture.md, "broker", says what that costs.
-    if settings.cleanup_compact || header.attributes.codec() == Some(Codec::None) {
-        let require_keys = settings.cleanup_compact;
-        let rules = RecordRules { require_keys, timestamps, cap_bytes: DECOMPRESSED_CAP_BYTES };
-        check_records(&bytes, &header, &rules).map_err(refused)?;
-    }
+    let require_keys = settings.cleanup_compact;
+    let rules = RecordRules { require_keys, timestamps, cap_bytes: DECOMPRESSED_CAP_BYTES };
+    check_records(&bytes, &header, &rules).map_err(refused)?;
     match wanted_codec(settings.compression) {
         Some(codec) if header.attributes.codec() != Some(codec) => recompress(header, &bytes, codec),
         _ => Ok((header, bytes)),

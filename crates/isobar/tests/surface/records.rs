@@ -1,9 +1,12 @@
 //! Produce, Fetch, ListOffsets, OffsetForLeaderEpoch, InitProducerId.
 
+use std::collections::BTreeMap;
+
 use bytes::{Bytes, BytesMut};
 use isobar_protocol::TopicRef;
 use isobar_protocol::api::ApiKey;
 use isobar_protocol::batch::{BatchHeader, Batches, HEADER_BYTES, write_crc};
+use isobar_protocol::compression::Codec;
 use isobar_protocol::messages::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic};
 use isobar_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use isobar_protocol::messages::offset_for_leader_epoch_request::{
@@ -15,7 +18,7 @@ use isobar_protocol::messages::{
     OffsetForLeaderEpochRequest, ProducerId, TransactionalId,
 };
 
-use crate::wire::{ABSENT, FIRST_TIME_MS, RECORDS, Rig, TOPIC, Wire, absent, batch, s, t};
+use crate::wire::{ABSENT, FIRST_TIME_MS, RECORDS, Rig, TOPIC, Wire, absent, batch, batch_in, s, t};
 
 pub(crate) async fn produce(rig: &mut Rig, version: i16) {
     let mut corrupt = BytesMut::from(&batch()[..]);
@@ -49,8 +52,21 @@ pub(crate) async fn produce(rig: &mut Rig, version: i16) {
         );
     }
 
+    for codec in Codec::ALL.into_iter().filter(|codec| *codec != Codec::None) {
+        if codec == Codec::Zstd && version < 7 {
+            continue;
+        }
+        let lies = vec![(1, announcing(batch_in(codec), RECORDS + 1)), (2, labelled(batch(), codec))];
+        let lies = rig.outgoing(version, -1, lies);
+        let answer = rig.wire.produce(version, lies).await.unwrap();
+        let told = &answer.responses[0].partition_responses;
+        let told: BTreeMap<i32, i16> = told.iter().map(|told| (told.index, told.error_code)).collect();
+        let undecodable = if rig.isobar { 87 } else { -1 };
+        assert_eq!(told, [(1, 87), (2, undecodable)].into(), "v{version}: {codec:?}");
+    }
+
     for count in [RECORDS - 1, RECORDS + 1] {
-        let lies = rig.outgoing(version, -1, vec![(1, announcing(count))]);
+        let lies = rig.outgoing(version, -1, vec![(1, announcing(batch(), count))]);
         let answer = rig.wire.produce(version, lies).await.unwrap();
         let told = &answer.responses[0].partition_responses[0];
         assert_eq!((told.error_code, told.base_offset), (87, -1), "v{version}: {count} records announced");
@@ -67,12 +83,22 @@ pub(crate) async fn produce(rig: &mut Rig, version: i16) {
     assert_eq!(answer.responses[0].partition_responses[0].error_code, 21, "v{version}: acks");
 }
 
-/// The batch of [`batch`] with another number of records in its header, and a CRC that is right.
-fn announcing(count: i64) -> Bytes {
-    let bytes = batch();
+/// A batch with another number of records in its header, and a CRC that is right.
+fn announcing(bytes: Bytes, count: i64) -> Bytes {
     let mut header = BatchHeader::parse(&bytes).unwrap();
     header.count = i32::try_from(count).unwrap();
     header.last_offset_delta = header.count - 1;
+    with_header(&header, &bytes)
+}
+
+/// A batch that says of plain records that they are compressed.
+fn labelled(bytes: Bytes, codec: Codec) -> Bytes {
+    let mut header = BatchHeader::parse(&bytes).unwrap();
+    header.attributes.0 |= i16::from(codec.id());
+    with_header(&header, &bytes)
+}
+
+fn with_header(header: &BatchHeader, bytes: &[u8]) -> Bytes {
     let mut lying = BytesMut::from(&header.encode()[..]);
     lying.extend_from_slice(&bytes[HEADER_BYTES..]);
     write_crc(&mut lying);

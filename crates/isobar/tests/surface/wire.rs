@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use isobar_host::{Conn, Host};
 use isobar_node::node::{Node, NodeOptions};
 use isobar_protocol::api::ApiKey;
+use isobar_protocol::compression::Codec;
 use isobar_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use isobar_protocol::messages::{
     CreateTopicsRequest, FindCoordinatorRequest, GroupId, HeartbeatRequest, MetadataRequest, ProduceRequest,
@@ -223,7 +224,11 @@ pub(crate) fn absent(version: i16) -> TopicRef {
 
 /// [`RECORDS`] records.
 pub(crate) fn batch() -> Bytes {
-    let mut builder = BatchBuilder::new(isobar_protocol::compression::Codec::None);
+    batch_in(Codec::None)
+}
+
+pub(crate) fn batch_in(codec: Codec) -> Bytes {
+    let mut builder = BatchBuilder::new(codec);
     for i in 0..RECORDS {
         builder.push(FIRST_TIME_MS + i, Some(b"key"), Some(b"value"), &[("header", Some(b"h"))]);
     }
