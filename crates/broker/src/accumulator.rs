@@ -49,9 +49,6 @@ const MAX_CHUNK_BUFFER_BYTES: usize = 4 << 20;
 /// What a chunk's head and table take at the least, beside its batches.
 const CHUNK_OVERHEAD_BYTES: usize = 8 << 10;
 
-/// How often a lane looks whether a full WAL has room again: segments are given back far more rarely.
-const WAL_ROOM_POLL: Duration = Duration::from_millis(10);
-
 /// How one batch fared.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
@@ -190,6 +187,8 @@ pub(crate) struct Lane {
     pool: BufferPool,
     metrics: Arc<Metrics>,
     limits: Limits,
+    /// The WAL's, which does not change.
+    max_chunk_bytes: usize,
     room: Arc<Semaphore>,
     /// Commit numbers answered so far; answers come in order.
     answered: AtomicU64,
@@ -205,8 +204,10 @@ impl Lane {
         limits: Limits,
     ) -> Arc<Self> {
         let units = limits.max_bytes.div_ceil(ROOM_UNIT_BYTES);
+        let max_chunk_bytes = target.wal.max_chunk_bytes();
         Arc::new(Self {
             host,
+            max_chunk_bytes,
             target,
             pool,
             metrics,
@@ -227,9 +228,7 @@ impl Lane {
             return Some(permit);
         }
         let room = async {
-            while !self.target.wal.has_room() {
-                tokio::time::sleep(WAL_ROOM_POLL).await;
-            }
+            self.target.wal.room().await;
             Arc::clone(&self.room).acquire_many_owned(units).await.ok()
         };
         tokio::time::timeout(timeout, room).await.ok()?
@@ -237,7 +236,7 @@ impl Lane {
 
     /// The largest batch that a chunk has room for.
     pub(crate) fn max_batch_bytes(&self) -> usize {
-        self.target.wal.max_chunk_bytes().saturating_sub(CHUNK_OVERHEAD_BYTES)
+        self.max_chunk_bytes.saturating_sub(CHUNK_OVERHEAD_BYTES)
     }
 
     /// Bytes that wait for their acknowledgement.
@@ -279,7 +278,7 @@ impl Lane {
             // A quarter more than usual: who keeps the chunk (the tail) need not copy it out of a buffer far too large,
             // and a chunk that outgrows it is followed by a larger one.
             let usual = (recent_bytes * 5 / 4).clamp(MIN_CHUNK_BUFFER_BYTES, MAX_CHUNK_BUFFER_BYTES);
-            let max_bytes = self.target.wal.max_chunk_bytes();
+            let max_bytes = self.max_chunk_bytes;
             // In few sizes, so that buffers which come back fit.
             let wanted = usual.next_multiple_of((usual.next_power_of_two() / 4).max(MIN_CHUNK_BUFFER_BYTES));
             let needed = batch.bytes.len() + CHUNK_OVERHEAD_BYTES;

@@ -120,6 +120,12 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
+    /// Whether what one broker must see to for all is this one's: it has the lowest id.
+    pub(crate) fn keeps_cluster(&self) -> bool {
+        let me = self.session.id();
+        self.image.with(|image| image.brokers().first().is_some_and(|session| session.session == me))
+    }
+
     /// A read barrier: after it, the image has all that anyone was told before it began.
     pub(crate) async fn barrier(&self) -> Result<(), ErrorCode> {
         let index = self.quorum.barrier().await.map_err(|error| {

@@ -41,10 +41,13 @@ pub(crate) fn check(
     let bytes = records.unwrap_or_default();
     let require_keys = settings.cleanup_compact;
     let rules = RecordRules { require_keys, timestamps, cap_bytes: DECOMPRESSED_CAP_BYTES };
-    check_records(&bytes, &header, &rules).map_err(refused)?;
+    let plain = check_records(&bytes, &header, &rules).map_err(refused)?;
     match wanted_codec(settings.compression) {
-        Some(codec) if header.attributes.codec() != Some(codec) => recompress(header, &bytes, codec),
-        _ => Ok((header, bytes)),
+        Some(codec) if header.attributes.codec() != Some(codec) => recompress(header, &plain, codec),
+        _ => {
+            drop(plain);
+            Ok((header, bytes))
+        }
     }
 }
 
@@ -59,13 +62,12 @@ fn wanted_codec(compression: Compression) -> Option<Codec> {
     }
 }
 
-fn recompress(header: BatchHeader, bytes: &[u8], codec: Codec) -> Result<(BatchHeader, Bytes), Outcome> {
+/// A batch of these records, which are not compressed, in another codec.
+fn recompress(header: BatchHeader, plain: &[u8], codec: Codec) -> Result<(BatchHeader, Bytes), Outcome> {
     let failed = |error: isobar_protocol::compression::CompressionError| {
         Outcome::refused(ErrorCode::InvalidRecord, Some(error.to_string()))
     };
-    let from = header.attributes.codec().unwrap_or(Codec::None);
-    let plain = from.decompress(&bytes[HEADER_BYTES..], DECOMPRESSED_CAP_BYTES).map_err(failed)?;
-    let packed = codec.compress(&plain).map_err(failed)?;
+    let packed = codec.compress(plain).map_err(failed)?;
     let mut header = header;
     let codec_bits = 0b111;
     header.attributes.0 = (header.attributes.0 & !codec_bits) | i16::from(codec.id());
@@ -103,7 +105,10 @@ mod tests {
                 }
                 let batch = builder.build().unwrap();
                 let header = BatchHeader::parse(&batch).unwrap();
-                let (new, bytes) = recompress(header, &batch, to).unwrap();
+                let (new, bytes) = {
+                    let plain = from.decompress(&batch[HEADER_BYTES..], 1 << 20).unwrap();
+                    recompress(header, &plain, to).unwrap()
+                };
                 verify_crc(&bytes).unwrap();
                 assert_eq!(new.attributes.codec(), Some(to));
                 assert_eq!((new.producer_id, new.base_sequence, new.count), (5, 9, 50));

@@ -175,7 +175,7 @@ fn created(
         let (value, source) = topic_value(def, &result.configs, cluster.as_deref());
         CreatableTopicConfigs::default()
             .with_name(StrBytes::from_static_str(def.name))
-            .with_value(Some(StrBytes::from_string(value.to_owned())))
+            .with_value(Some(StrBytes::from_string(def.canonical(value))))
             .with_config_source(source as i8)
     });
     response

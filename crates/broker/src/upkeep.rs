@@ -36,13 +36,10 @@ async fn run(broker: Arc<Broker>) {
     for round in 0_u32.. {
         next += ROUND;
         sleep_until(next).await;
-        let me = broker.session.id();
-        let (first, shards) = broker.image.with(|image| {
-            (image.brokers().first().is_some_and(|session| session.session == me), image.shards())
-        });
-        if !first {
+        if !broker.keeps_cluster() {
             continue;
         }
+        let shards = broker.image.with(|image| image.shards());
         for shard in shards_of(round, shards) {
             match broker.session.propose(Command::ExpireProducers(ExpireProducers { shard })).await {
                 Ok(CommandResult::Expired(expired)) if expired.count > 0 => {

@@ -124,6 +124,19 @@ impl Journal {
         self.handle.shared.sealed_segments()
     }
 
+    /// Waits until `has_room`, which is asked now and whenever there may be more of it: the queue has shrunk, a segment was
+    /// given back, a full disk has space again, the journal has stopped.
+    pub async fn wait_for_room(&self, has_room: impl Fn() -> bool) {
+        loop {
+            let mut room = std::pin::pin!(self.handle.shared.room.notified());
+            room.as_mut().enable();
+            if has_room() {
+                return;
+            }
+            room.await;
+        }
+    }
+
     /// The largest frame it takes: a frame lies in one segment.
     pub fn max_frame_bytes(&self) -> u64 {
         self.handle.shared.core.lock().max_frame_bytes()

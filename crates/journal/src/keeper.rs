@@ -123,6 +123,7 @@ impl Keeper {
         (shared.point)("journal.claimed");
         *shared.lives.write() = Arc::new(lives);
         shared.core.lock().claimed(life);
+        shared.room.notify_waiters();
         shared.writer_wake.poke();
         Ok(())
     }
@@ -160,6 +161,7 @@ impl Keeper {
         shared.core.lock().prepared(identity);
         shared.options.metrics.prepared.inc();
         shared.note_segments();
+        shared.room.notify_waiters();
         shared.writer_wake.poke();
         Ok(())
     }

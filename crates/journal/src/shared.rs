@@ -85,7 +85,7 @@ pub(crate) struct Shared {
     pub(crate) recycled: Mutex<Vec<Arc<Segment>>>,
     pub(crate) writer_wake: Wake,
     pub(crate) keeper_wake: Wake,
-    /// Told when the queue has shrunk.
+    /// Told when the queue has shrunk, space was given back or found, and when the journal stops.
     pub(crate) room: Notify,
     pub(crate) writer_ended: watch::Sender<bool>,
     pub(crate) keeper_ended: watch::Sender<bool>,
@@ -149,6 +149,7 @@ impl Shared {
             self.options.metrics.recycled.inc();
             self.recycled.lock().push(segment);
             self.note_segments();
+            self.room.notify_waiters();
             self.keeper_wake.poke();
         }
     }

@@ -1,5 +1,7 @@
 //! Checking the records of a produced batch, as Kafka's `LogValidator` does.
 
+use std::borrow::Cow;
+
 use crate::batch::{BatchHeader, HEADER_BYTES, NO_TIMESTAMP, Refused, TimestampRange, TimestampType};
 use crate::compression::{Codec, CompressionError};
 use crate::error::ErrorCode;
@@ -23,16 +25,24 @@ pub struct RecordRules {
 }
 
 /// Checks every record of a batch that [`crate::batch::validate_produced`] accepted, as Kafka's `LogValidator` does:
-/// layout, number, keys, timestamps; and, more strictly than Kafka, that offset deltas count up from 0. Decompresses when it
-/// has to: on the hot path call it for batches without compression (a few ns a record), and for others where the topic asks for it.
-pub fn check_records(batch: &[u8], header: &BatchHeader, rules: &RecordRules) -> Result<(), Refused> {
+/// layout, number, keys, timestamps; and, more strictly than Kafka, that offset deltas count up from 0. Returns the records as
+/// they were checked, decompressed if they have to be.
+pub fn check_records<'a>(
+    batch: &'a [u8],
+    header: &BatchHeader,
+    rules: &RecordRules,
+) -> Result<Cow<'a, [u8]>, Refused> {
     let codec = header.attributes.codec().unwrap_or_default();
     let payload = batch.get(HEADER_BYTES..header.total_bytes()).unwrap_or_default();
     if codec == Codec::None {
-        return check_payload(payload, header, rules);
+        check_payload(payload, header, rules)?;
+        return Ok(Cow::Borrowed(payload));
     }
     match codec.decompress(payload, rules.cap_bytes) {
-        Ok(payload) => check_payload(&payload, header, rules),
+        Ok(payload) => {
+            check_payload(&payload, header, rules)?;
+            Ok(Cow::Owned(payload))
+        }
         Err(error @ CompressionError::TooLarge { .. }) => {
             Err(Refused::new(ErrorCode::MessageTooLarge, error))
         }

@@ -1,5 +1,5 @@
-//! The records inside a batch: reading, checking and building them. Not on the hot path, except
-//! [`check_records`] for batches that are not compressed.
+//! The records inside a batch: reading, checking and building them. [`check_records`] is on the hot path: every produced batch
+//! goes through it; the rest is for clients, compaction and tests.
 //!
 //! A record is `length varint | attributes i8 | timestamp delta varlong | offset delta varint | key | value | headers`, key
 //! and value with a varint length of -1 for null. Source: Kafka's `DefaultRecord`.

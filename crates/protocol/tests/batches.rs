@@ -179,7 +179,7 @@ fn kafkas_error_for_each_bad_batch() {
 fn record_rules() {
     let check = |batch: &[u8], rules: RecordRules| {
         let header = validate_produced(Some(batch), &RULES).unwrap();
-        check_records(batch, &header, &rules).map_err(|refused| refused.code)
+        check_records(batch, &header, &rules).map(drop).map_err(|refused| refused.code)
     };
     let keyless =
         build(&[(5, Some(vec![1]), None, vec![]), (6, None, None, vec![])], BatchBuilder::new(Codec::Lz4));

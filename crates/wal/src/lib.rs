@@ -54,6 +54,9 @@ pub trait Wal: Send + Sync {
     /// again, so that what was taken already still fits.
     fn has_room(&self) -> bool;
 
+    /// Waits until [`has_room`](Self::has_room), by the event, not by the clock.
+    async fn room(&self);
+
     /// The batches with these ordinals, as they were pushed: from memory, else from disk with every CRC checked.
     async fn read(&self, stream: StreamId, number: u64, ordinals: Range<u32>)
     -> Result<Vec<Bytes>, WalError>;

@@ -339,6 +339,10 @@ impl Wal for LocalReplica {
         journal.bytes_live() < soft && !matches!(journal.refusal(), Some(JournalError::DiskFull))
     }
 
+    async fn room(&self) {
+        self.shared.journal.wait_for_room(|| self.has_room()).await;
+    }
+
     async fn read(
         &self,
         stream: StreamId,

@@ -161,9 +161,8 @@ async fn expiry(broker: Arc<Broker>) {
     loop {
         sleep_until(next).await;
         next += EXPIRY_INTERVAL;
-        let me = broker.session.id();
         let mut after = String::new();
-        while broker.image.with(|image| image.brokers().first().is_some_and(|s| s.session == me)) {
+        while broker.keeps_cluster() {
             let expire = ExpireOffsets { retention_ms, after, limit: 0 };
             after = match broker.session.propose(Command::ExpireOffsets(expire)).await {
                 Ok(CommandResult::Expired(expired)) => {
