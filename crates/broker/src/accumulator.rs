@@ -472,9 +472,16 @@ fn command_of(sealed: &SealedChunk, stream: StreamId) -> CommitChunk {
             partition: partition.key.partition,
             class_epoch: sealed.class_epochs.get(&partition.key).copied().unwrap_or(0),
             batches: batches.collect(),
+            position: 0,
         }
     });
-    CommitChunk { stream, chunk: sealed.chunk.number(), acknowledged: 1, partitions: partitions.collect() }
+    CommitChunk {
+        stream,
+        chunk: sealed.chunk.number(),
+        acknowledged: 1,
+        partitions: partitions.collect(),
+        object: None,
+    }
 }
 
 /// The result lists batches in the order of the command, which is that of the chunk's ordinals.

@@ -356,7 +356,7 @@ fn follow(
 
 fn appended_bytes(batch: &EffectBatch) -> u64 {
     let appended = batch.effects.iter().filter_map(|effect| match &effect.kind {
-        Some(EffectKind::Appended(appended)) => Some(appended.extent.size_bytes),
+        Some(EffectKind::Appended(appended)) if appended.store.is_none() => Some(appended.extent.size_bytes),
         _ => None,
     });
     appended.sum()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use isobar_metadata::{Extent, PartitionView};
+use isobar_metadata::{Found as Located, PartitionView};
 use isobar_protocol::TopicRef;
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType};
 use isobar_protocol::error::ErrorCode;
@@ -134,7 +134,8 @@ async fn list_one(
     }
 }
 
-fn extents(view: &PartitionView, end: i64) -> impl Iterator<Item = &Extent> {
+/// Extents and pointers to extents, by offset: a pointer stands for all that its block lists.
+fn extents(view: &PartitionView, end: i64) -> impl Iterator<Item = Located<'_>> {
     let mut offset = view.log_start;
     std::iter::from_fn(move || {
         let extent = (offset < end).then(|| view.locate(offset, &[]))??;
@@ -151,8 +152,8 @@ async fn first_at_or_after(
     timestamp_ms: i64,
 ) -> Result<Option<Found>, ErrorCode> {
     let candidates: Vec<(i64, i64)> = extents(view, end)
-        .filter(|extent| extent.max_timestamp_ms >= timestamp_ms)
-        .map(|extent| (extent.base_offset.max(view.log_start), extent.end_offset().min(end)))
+        .filter(|extent| extent.max_timestamp_ms() >= timestamp_ms)
+        .map(|extent| (extent.base_offset().max(view.log_start), extent.end_offset().min(end)))
         .collect();
     // An extent may promise more than it holds inside the log: its largest timestamp may lie before the log start.
     for (from, to) in candidates {
@@ -174,9 +175,9 @@ async fn newest(
 ) -> Result<Option<Found>, ErrorCode> {
     let mut best: Option<(i64, i64, i64)> = None;
     for extent in extents(view, end) {
-        if best.is_none_or(|(newest, ..)| extent.max_timestamp_ms > newest) {
-            let span = (extent.base_offset.max(view.log_start), extent.end_offset().min(end));
-            best = Some((extent.max_timestamp_ms, span.0, span.1));
+        if best.is_none_or(|(newest, ..)| extent.max_timestamp_ms() > newest) {
+            let span = (extent.base_offset().max(view.log_start), extent.end_offset().min(end));
+            best = Some((extent.max_timestamp_ms(), span.0, span.1));
         }
     }
     let Some((_, from, to)) = best else { return Ok(None) };

@@ -19,6 +19,7 @@ pub const POLICY_VIOLATION: i32 = 44;
 pub const OUT_OF_ORDER_SEQUENCE_NUMBER: i32 = 45;
 pub const INVALID_PRODUCER_EPOCH: i32 = 47;
 pub const INVALID_TXN_STATE: i32 = 48;
+pub const KAFKA_STORAGE_ERROR: i32 = 56;
 pub const UNKNOWN_PRODUCER_ID: i32 = 59;
 pub const NON_EMPTY_GROUP: i32 = 68;
 pub const GROUP_ID_NOT_FOUND: i32 = 69;

@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 /// Version of the entry format that this binary writes, and the highest it reads.
 pub const ENTRY_VERSION: u32 = 1;
 /// The feature level this binary implements. A cluster at a higher one must not be joined by this binary.
-pub const FEATURE_LEVEL: u32 = 1;
+///
+/// 1: what issue 3 built. 2: soft delete, retention, the durability class `object`, compaction, index objects, archive.
+pub const FEATURE_LEVEL: u32 = 2;
 /// The largest encoded [`Entry`], in bytes.
 pub const MAX_ENTRY_BYTES: usize = 1 << 20;
 /// The most batches that one [`CommitChunk`] may sequence: with so many, each in a partition of its own and every number
@@ -69,7 +71,8 @@ pub struct Envelope {
     /// Never `None` in an entry that [`Entry::from_bytes`] let through.
     #[prost(
         oneof = "Command",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, \
+                38, 39, 40, 41, 42"
     )]
     pub command: Option<Command>,
 }
@@ -152,6 +155,24 @@ pub enum Command {
     /// Unnumbered.
     #[prost(message, tag = "36")]
     RaiseIncarnation(RaiseIncarnation),
+    /// Level 2.
+    #[prost(message, tag = "37")]
+    UndeleteTopic(UndeleteTopic),
+    /// Level 2.
+    #[prost(message, tag = "38")]
+    PurgeTopics(PurgeTopics),
+    /// Level 2. Unnumbered or numbered.
+    #[prost(message, tag = "39")]
+    ExpireTopics(ExpireTopics),
+    /// Level 2.
+    #[prost(message, tag = "40")]
+    CompactObjects(CompactObjects),
+    /// Level 2.
+    #[prost(message, tag = "41")]
+    CommitIndex(CommitIndex),
+    /// Level 2. Unnumbered.
+    #[prost(message, tag = "42")]
+    ArchiveAdvanced(ArchiveAdvanced),
 }
 
 // ---- sessions, directories, cluster ----
@@ -240,6 +261,18 @@ pub struct RaiseIncarnation {
     pub incarnation: u32,
 }
 
+/// The archive holds every entry up to `through`, and a snapshot at or below `cut`. Objects that were unreferenced at or
+/// below the cut may be deleted.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct ArchiveAdvanced {
+    /// An index that was applied before this command.
+    #[prost(uint64, tag = "1")]
+    pub through: u64,
+    /// [`crate::Image::recovery_cut`] of the image at `through`. A cut beyond today's is INVALID_REQUEST.
+    #[prost(uint64, tag = "2")]
+    pub cut: u64,
+}
+
 // ---- streams and chunks ----
 
 /// Opens a stream for a commit lane of the asking session; the answer names it.
@@ -262,7 +295,10 @@ pub struct CloseStream {
     pub stream: StreamId,
 }
 
-/// Sequences a durable chunk. Without partitions: a chunk that was given up, which uses up its number and nothing else.
+/// Sequences a durable chunk. Without partitions: a chunk that was given up, which uses up its number and nothing else (an
+/// object that it names becomes unreferenced).
+///
+/// In a lane of the durability class `object` (level 2) the chunk is an object and there is no stream.
 #[derive(Clone, PartialEq, Message)]
 pub struct CommitChunk {
     #[prost(message, required, tag = "1")]
@@ -275,6 +311,23 @@ pub struct CommitChunk {
     pub acknowledged: u32,
     #[prost(message, repeated, tag = "4")]
     pub partitions: Vec<CommitPartition>,
+    /// The object that is the chunk, in the lanes of the class `object`, where `stream`, `chunk` and `acknowledged` are 0.
+    #[prost(message, optional, tag = "5")]
+    pub object: Option<ChunkObject>,
+}
+
+/// A chunk of the durability class `object`: durable in the store before its commit is proposed.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct ChunkObject {
+    /// Prepared, and granted to the asking session; else every batch answers KAFKA_STORAGE_ERROR.
+    #[prost(message, required, tag = "1")]
+    pub object: ObjectId,
+    /// The placement must allow it, and require no other.
+    #[prost(message, required, tag = "2")]
+    pub store: StoreId,
+    /// Size of the whole object in bytes.
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -290,6 +343,9 @@ pub struct CommitPartition {
     /// best ordered by partition.
     #[prost(message, repeated, tag = "4")]
     pub batches: Vec<CommitBatch>,
+    /// Class `object`: where the first batch begins in the object. The others follow each other there, refused ones too.
+    #[prost(uint64, tag = "5")]
+    pub position: u64,
 }
 
 /// A batch's header, as far as sequencing needs it. [`CommitBatch::plain`] makes one without a producer.
@@ -396,6 +452,87 @@ pub struct ObjectRun {
     pub max_timestamp_ms: i64,
 }
 
+/// Swaps extents of one store to an object that was compacted from them. A large object commits in parts.
+#[derive(Clone, PartialEq, Message)]
+pub struct CompactObjects {
+    #[prost(message, required, tag = "1")]
+    pub object: ObjectId,
+    #[prost(message, required, tag = "2")]
+    pub store: StoreId,
+    /// Size of the whole object in bytes.
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
+    /// As in [`CommitObject`].
+    #[prost(bool, tag = "4")]
+    pub more_parts: bool,
+    /// [`crate::record::object_level`]: 1 or 2.
+    #[prost(uint32, tag = "5")]
+    pub level: u32,
+    #[prost(message, repeated, tag = "6")]
+    pub runs: Vec<CompactedRun>,
+}
+
+/// Counts only if the store's list holds exactly the extents it replaces, unchanged, each beginning where the one before
+/// ends, the first at the run's first offset and the last ending at its last. Else the run is dead bytes.
+#[derive(Clone, PartialEq, Message)]
+pub struct CompactedRun {
+    #[prost(message, required, tag = "1")]
+    pub run: ObjectRun,
+    /// In offset order; at least one.
+    #[prost(message, repeated, tag = "2")]
+    pub replaces: Vec<ReplacedExtent>,
+}
+
+/// An extent by what it cannot change without: offsets below the log start may have gone from it.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ReplacedExtent {
+    #[prost(int64, tag = "1")]
+    pub base_offset: i64,
+    #[prost(message, required, tag = "2")]
+    pub object: ObjectId,
+    #[prost(uint64, tag = "3")]
+    pub position: u64,
+}
+
+/// Swaps extents to pointers into an index object, which holds [`crate::index_block`]s.
+#[derive(Clone, PartialEq, Message)]
+pub struct CommitIndex {
+    #[prost(message, required, tag = "1")]
+    pub object: ObjectId,
+    #[prost(message, required, tag = "2")]
+    pub store: StoreId,
+    /// Size of the whole object in bytes.
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub runs: Vec<IndexRun>,
+}
+
+/// Counts only if the store's list holds in `[base_offset, last_offset]` exactly these extents: as many, of this hash, each
+/// beginning where the one before ends, all of them final bytes in objects.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct IndexRun {
+    #[prost(message, required, tag = "1")]
+    pub topic_id: TopicId,
+    #[prost(int32, tag = "2")]
+    pub partition: i32,
+    #[prost(int64, tag = "3")]
+    pub base_offset: i64,
+    /// Inclusive.
+    #[prost(int64, tag = "4")]
+    pub last_offset: i64,
+    #[prost(uint32, tag = "5")]
+    pub extents: u32,
+    /// [`crate::index_block::extents_hash`] of them.
+    #[prost(fixed64, tag = "6")]
+    pub hash: u64,
+    /// Byte range of the block within the index object.
+    #[prost(uint64, tag = "7")]
+    pub position: u64,
+    #[prost(uint32, tag = "8")]
+    pub size_bytes: u32,
+}
+
 /// Prepared objects whose deadline has passed become unreferenced; the commit that comes later is refused.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct ExpireObjects {
@@ -442,10 +579,38 @@ pub struct NewTopic {
     pub placement: PlacementId,
 }
 
+/// From level 2 on a deleted topic can be brought back for its `isobar.undelete.window.ms`; a window of 0 deletes at once,
+/// as level 1 does.
 #[derive(Clone, PartialEq, Message)]
 pub struct DeleteTopics {
     #[prost(message, repeated, tag = "1")]
     pub topic_ids: Vec<TopicId>,
+}
+
+/// Brings a deleted topic back: the same id, offsets, configs and groups' offsets. A topic that is there under this name
+/// already is answered as brought back.
+#[derive(Clone, PartialEq, Message)]
+pub struct UndeleteTopic {
+    #[prost(message, required, tag = "1")]
+    pub topic_id: TopicId,
+    /// Empty: the one it had.
+    #[prost(string, tag = "2")]
+    pub name: String,
+}
+
+/// Ends deleted topics before their time; what they held is let go.
+#[derive(Clone, PartialEq, Message)]
+pub struct PurgeTopics {
+    #[prost(message, repeated, tag = "1")]
+    pub topic_ids: Vec<TopicId>,
+}
+
+/// Purges deleted topics whose window is over. Does nothing while expiry is held.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct ExpireTopics {
+    /// At most this many in one command; 0 means 100.
+    #[prost(uint32, tag = "1")]
+    pub limit: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -502,6 +667,17 @@ pub struct ConfigOp {
 pub struct MoveLogStart {
     #[prost(message, repeated, tag = "1")]
     pub partitions: Vec<NewLogStart>,
+    /// Retention needs level 2; while expiry is held it moves nothing, and says so.
+    #[prost(enumeration = "LogStartReason", tag = "2")]
+    pub reason: i32,
+}
+
+/// Why a log start moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum LogStartReason {
+    DeleteRecords = 0,
+    Retention = 1,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]

@@ -5,8 +5,8 @@ use crate::command::TopicPartition;
 use crate::error::MetadataError;
 use crate::ids::{ObjectId, StoreId, StreamId, TopicId};
 use crate::record::{
-    DirectoryRecord, Extent, GroupRecord, ObjectRecord, OffsetRecord, SessionRecord, ShardLeaders,
-    StreamRecord, TopicRecord,
+    DirectoryRecord, Extent, GroupRecord, IndexPointer, ObjectRecord, OffsetRecord, SessionRecord,
+    ShardLeaders, StreamRecord, TopicRecord,
 };
 use bytes::Bytes;
 use prost::Message;
@@ -56,6 +56,9 @@ impl EffectBatch {
                 Some(EffectKind::Stored(stored)) if stored.extent.location.is_none() => {
                     return Err(MetadataError::Unknown { what: "location" });
                 }
+                Some(EffectKind::Replaced(replaced)) if replaced.extent.location.is_none() => {
+                    return Err(MetadataError::Unknown { what: "location" });
+                }
                 Some(_) => {}
             }
         }
@@ -68,7 +71,7 @@ pub struct Effect {
     /// Never `None` in a batch that [`EffectBatch::from_bytes`] let through.
     #[prost(
         oneof = "EffectKind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
     )]
     pub kind: Option<EffectKind>,
 }
@@ -141,6 +144,21 @@ pub enum EffectKind {
     Offsets(OffsetsChanged),
     #[prost(message, tag = "22")]
     Cluster(ClusterChanged),
+    /// Extents of a store's list were compacted into one.
+    #[prost(message, tag = "23")]
+    Replaced(Replaced),
+    /// Extents of a store's list went into an index object.
+    #[prost(message, tag = "24")]
+    Indexed(Indexed),
+    /// A topic left the topics and can be brought back.
+    #[prost(message, tag = "25")]
+    TopicSoftDeleted(TopicSoftDeleted),
+    /// A deleted topic is back; the whole record.
+    #[prost(message, tag = "26")]
+    TopicUndeleted(TopicRecord),
+    /// A deleted topic is gone.
+    #[prost(message, tag = "27")]
+    TopicPurged(TopicPurged),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -151,6 +169,9 @@ pub struct Appended {
     pub partition: i32,
     #[prost(message, required, tag = "3")]
     pub extent: Extent,
+    /// The store whose list it joined (durability class `object`); none: the WAL's.
+    #[prost(message, optional, tag = "4")]
+    pub store: Option<StoreId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -182,6 +203,52 @@ pub struct Stored {
     pub store: StoreId,
     #[prost(message, required, tag = "4")]
     pub extent: Extent,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Replaced {
+    #[prost(message, required, tag = "1")]
+    pub topic_id: TopicId,
+    #[prost(int32, tag = "2")]
+    pub partition: i32,
+    #[prost(message, required, tag = "3")]
+    pub store: StoreId,
+    /// Base offsets of the extents that go.
+    #[prost(int64, repeated, tag = "4")]
+    pub base_offsets: Vec<i64>,
+    /// What takes their place.
+    #[prost(message, required, tag = "5")]
+    pub extent: Extent,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Indexed {
+    #[prost(message, required, tag = "1")]
+    pub topic_id: TopicId,
+    #[prost(int32, tag = "2")]
+    pub partition: i32,
+    #[prost(message, required, tag = "3")]
+    pub store: StoreId,
+    /// The extents of the store's list inside its offsets go, and it comes.
+    #[prost(message, required, tag = "4")]
+    pub pointer: IndexPointer,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct TopicSoftDeleted {
+    #[prost(message, required, tag = "1")]
+    pub topic_id: TopicId,
+    #[prost(int64, tag = "2")]
+    pub deleted_ms: i64,
+    /// When its window is over.
+    #[prost(int64, tag = "3")]
+    pub purge_ms: i64,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct TopicPurged {
+    #[prost(message, required, tag = "1")]
+    pub topic_id: TopicId,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -292,4 +359,10 @@ pub struct ClusterChanged {
     /// The cluster incarnation. Where it rises, every partition begins a leader epoch at its high watermark.
     #[prost(uint32, tag = "4")]
     pub incarnation: u32,
+    /// The archive holds every entry up to this one. 0: nothing was archived.
+    #[prost(uint64, tag = "5")]
+    pub archived_through: u64,
+    /// The recovery cut that counts: from the archive a cluster comes back as it was here, or later.
+    #[prost(uint64, tag = "6")]
+    pub archived_cut: u64,
 }

@@ -251,7 +251,7 @@ pub enum Durability {
     /// Durable on a write quorum of WAL replicas.
     #[default]
     Wal,
-    /// Durable as an object in every required store. Its number is taken; it is not built yet.
+    /// Durable as an object in every required store.
     Object,
 }
 

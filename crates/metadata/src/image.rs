@@ -11,8 +11,8 @@ mod apply;
 mod view;
 
 pub use apply::Changes;
-pub(crate) use view::find;
-pub use view::{Extents, PartitionView};
+pub(crate) use apply::Dropped;
+pub use view::{Extents, Found, PartitionView, Pointers};
 
 use crate::config_table::TopicSettings;
 use crate::effect::ClusterChanged;
@@ -42,7 +42,9 @@ pub struct Image {
     pub(crate) sessions: OrdMap<SessionId, Arc<SessionRecord>>,
     pub(crate) directories: OrdMap<DirectoryId, Arc<DirectoryRecord>>,
     pub(crate) streams: OrdMap<StreamId, Arc<Stream>>,
-    pub(crate) objects: OrdMap<ObjectId, ObjectRecord>,
+    pub(crate) objects: OrdMap<ObjectId, Object>,
+    /// Topics that can be brought back.
+    pub(crate) deleted: OrdMap<TopicId, Arc<DeletedTopic>>,
     pub(crate) groups: OrdMap<Arc<str>, Arc<Group>>,
     pub(crate) broker_configs: OrdMap<String, Arc<BTreeMap<String, String>>>,
 }
@@ -51,7 +53,9 @@ pub struct Image {
 #[derive(Clone, Debug, PartialEq, Default)]
 pub(crate) struct Shard {
     pub(crate) partitions: OrdMap<PartitionKey, Arc<PartitionView>>,
-    /// Those with WAL or Inline extents.
+    /// Of deleted topics that can be brought back.
+    pub(crate) deleted: OrdMap<PartitionKey, Arc<PartitionView>>,
+    /// Those with WAL or Inline extents, of either map.
     pub(crate) in_wal: OrdSet<PartitionKey>,
     pub(crate) leaders: Arc<ShardLeaders>,
 }
@@ -70,13 +74,46 @@ impl Deref for Topic {
     }
 }
 
+impl Shard {
+    pub(crate) fn stored(&self, key: &PartitionKey) -> Option<&Arc<PartitionView>> {
+        self.partitions.get(key).or_else(|| self.deleted.get(key))
+    }
+}
+
+/// A deleted topic that can be brought back: nobody can read or write it, and what it holds stays.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeletedTopic {
+    pub record: TopicRecord,
+    pub deleted_ms: i64,
+    /// When its window is over.
+    pub purge_ms: i64,
+}
+
+/// An object's record, and what follows from the extents and pointers that name it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Object {
+    pub record: ObjectRecord,
+    /// Extents in it, pointers to blocks in it, and pointers to blocks that list extents in it.
+    pub refs: u32,
+    /// Bytes of it that these name: the rest of `record.size_bytes` is dead (or footer).
+    pub live_bytes: u64,
+}
+
+impl Deref for Object {
+    type Target = ObjectRecord;
+    fn deref(&self) -> &ObjectRecord {
+        &self.record
+    }
+}
+
 /// A stream and the chunks in it that extents point at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stream {
     pub record: StreamRecord,
-    /// Chunks that some `Wal` extent points at. Any other chunk up to `record.last_chunk`, and any other chunk at all of a
+    /// Chunks that some `Wal` extent points at, each with the log index of its commit (0: it was committed at feature level
+    /// 1, which does not note it). Both rise together. Any other chunk up to `record.last_chunk`, and any other chunk at all of a
     /// closed stream, is garbage.
-    pub live: OrdSet<u64>,
+    pub live: OrdMap<u64, u64>,
 }
 
 impl Deref for Stream {
@@ -90,7 +127,7 @@ impl Stream {
     /// Whether the WAL may drop a chunk of this stream.
     pub fn is_garbage(&self, chunk: u64) -> bool {
         let past = self.record.closed || (self.record.committed && chunk <= self.record.last_chunk);
-        past && !self.live.contains(&chunk)
+        past && !self.live.contains_key(&chunk)
     }
 }
 
@@ -104,7 +141,7 @@ pub struct Group {
     /// When the state in the record last changed.
     pub state_since_ms: i64,
     pub record: GroupRecord,
-    /// May name partitions of deleted topics until offsets are expired; [`Image::offsets`] hides them.
+    /// May name partitions of topics that are gone until offsets are expired; [`Image::offsets`] hides them.
     pub(crate) offsets: OrdMap<PartitionKey, OffsetRecord>,
 }
 
@@ -122,6 +159,8 @@ impl Image {
                 write_quorum: format.write_quorum,
                 expiry_held_until_ms: 0,
                 incarnation: format.incarnation,
+                archived_through: 0,
+                archived_cut: 0,
             },
             topics: OrdMap::new(),
             names: OrdMap::new(),
@@ -130,6 +169,7 @@ impl Image {
             directories: OrdMap::new(),
             streams: OrdMap::new(),
             objects: OrdMap::new(),
+            deleted: OrdMap::new(),
             groups: OrdMap::new(),
             broker_configs: OrdMap::new(),
             format: Arc::new(format),
@@ -164,6 +204,22 @@ impl Image {
         self.cluster.expiry_held_until_ms
     }
 
+    /// From the log alone up to here, and the objects alone, every partition comes back whole to here (DESIGN.md section
+    /// 5): the index before the oldest commit with an offset inside the log that some required store still lacks, or this
+    /// image's index if there is none. Never falls. Costs the number of streams.
+    pub fn recovery_cut(&self) -> u64 {
+        let oldest = self.streams.values().filter_map(|stream| stream.live.get_min());
+        oldest.map(|(_, index)| *index).min().map_or(self.index, |index| index.saturating_sub(1))
+    }
+    /// The recovery cut that is archived. Only what was unreferenced at or below it may be deleted from a store.
+    pub fn archived_cut(&self) -> u64 {
+        self.cluster.archived_cut
+    }
+    /// The archive holds every entry up to this one.
+    pub fn archived_through(&self) -> u64 {
+        self.cluster.archived_through
+    }
+
     // ---- topics and partitions ----
 
     pub fn topic(&self, id: TopicId) -> Option<&Arc<Topic>> {
@@ -191,6 +247,22 @@ impl Image {
     pub fn view(&self, key: PartitionKey) -> Option<&Arc<PartitionView>> {
         self.shard(key).partitions.get(&key)
     }
+    /// The partition of a topic, or of a deleted one that can be brought back: what its bytes belong to.
+    pub fn stored_view(&self, key: PartitionKey) -> Option<&Arc<PartitionView>> {
+        self.shard(key).stored(&key)
+    }
+    /// The record of a topic, or of a deleted one that can be brought back.
+    pub fn stored_topic(&self, id: TopicId) -> Option<&TopicRecord> {
+        let topic = self.topics.get(&id).map(|topic| &topic.record);
+        topic.or_else(|| self.deleted.get(&id).map(|topic| &topic.record))
+    }
+    pub fn deleted_topic(&self, id: TopicId) -> Option<&Arc<DeletedTopic>> {
+        self.deleted.get(&id)
+    }
+    /// Topics that can be brought back, ordered by id; several may have had one name.
+    pub fn deleted_topics(&self) -> impl Iterator<Item = &Arc<DeletedTopic>> {
+        self.deleted.values()
+    }
     /// S.
     pub fn shards(&self) -> u32 {
         self.shards.len() as u32
@@ -202,12 +274,18 @@ impl Image {
     pub fn shard_partitions(&self, shard: u32) -> impl Iterator<Item = &Arc<PartitionView>> {
         self.shards.get(shard as usize).into_iter().flat_map(|shard| shard.partitions.values())
     }
-    /// Partitions of a shard with WAL or Inline extents: what an uploader looks at. Costs only what it yields.
+    /// The same, those of deleted topics that can be brought back after the others.
+    pub fn shard_stored(&self, shard: u32) -> impl Iterator<Item = &Arc<PartitionView>> {
+        let shard = self.shards.get(shard as usize).into_iter();
+        shard.flat_map(|shard| shard.partitions.values().chain(shard.deleted.values()))
+    }
+    /// Partitions of a shard with WAL or Inline extents, of deleted topics too: what an uploader looks at. Costs only what
+    /// it yields.
     pub fn shard_in_wal(&self, shard: u32) -> impl Iterator<Item = &Arc<PartitionView>> {
         self.shards
             .get(shard as usize)
             .into_iter()
-            .flat_map(|shard| shard.in_wal.iter().filter_map(|key| shard.partitions.get(key)))
+            .flat_map(|shard| shard.in_wal.iter().filter_map(|key| shard.stored(key)))
     }
     pub(crate) fn shard(&self, key: PartitionKey) -> &Shard {
         let index = shard_of(key, self.shards.len() as u32) as usize;
@@ -283,11 +361,11 @@ impl Image {
 
     // ---- objects and placement ----
 
-    pub fn object(&self, id: ObjectId) -> Option<&ObjectRecord> {
+    pub fn object(&self, id: ObjectId) -> Option<&Object> {
         self.objects.get(&id)
     }
     /// All that are not forgotten, ordered by id.
-    pub fn objects(&self) -> impl Iterator<Item = &ObjectRecord> {
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
         self.objects.values()
     }
     pub fn placement(&self, id: PlacementId) -> Option<&PlacementRecord> {

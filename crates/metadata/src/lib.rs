@@ -16,6 +16,7 @@ pub mod effect;
 mod error;
 pub mod ids;
 mod image;
+pub mod index_block;
 pub mod record;
 pub mod result;
 mod snapshot;
@@ -28,8 +29,10 @@ pub use ids::{
     DirectoryId, Durability, LaneId, ObjectId, PartitionKey, PlacementId, SessionId, StoreId, StreamId,
     TopicId, lane_of,
 };
-pub use image::{Changes, Extents, Group, Image, PartitionView, Stream, Topic};
-pub use record::{ClusterFormat, Extent, Location};
+pub use image::{
+    Changes, DeletedTopic, Extents, Found, Group, Image, Object, PartitionView, Pointers, Stream, Topic,
+};
+pub use record::{ClusterFormat, Extent, IndexPointer, Location};
 pub use result::CommandResult;
 pub use snapshot::{Frozen, MAGIC as SNAPSHOT_MAGIC, SNAPSHOT_VERSION};
 pub use state::{Applied, StateMachine, TIME_JUMP_MS, check_name, check_topic_configs};

@@ -217,7 +217,7 @@ pub struct Extent {
     /// What the reader must still stamp: at 0 or more, the topic said LogAppendTime when the batches were sequenced, their
     /// bytes at the location are as the producer sent them, and whoever reads them there (Fetch from the WAL, the uploader)
     /// sets the timestamp type bit and max timestamp to this and sums the CRC anew. -1: nothing to stamp. Object extents
-    /// always have -1: their bytes are final.
+    /// have -1, for their bytes are final, unless their location is `unstamped`.
     #[prost(sint64, tag = "4")]
     pub append_time_ms: i64,
     /// Bytes of its batches, for `retention.bytes`.
@@ -240,6 +240,13 @@ impl Extent {
     }
     pub fn contains(&self, offset: i64) -> bool {
         self.base_offset <= offset && offset <= self.last_offset
+    }
+    /// Where it lies, if it lies in an object.
+    pub fn object(&self) -> Option<ObjectLocation> {
+        match self.location {
+            Some(Location::Object(object)) => Some(object),
+            _ => None,
+        }
     }
     /// The chunk it lies in, if it lies in the WAL.
     pub fn wal(&self) -> Option<WalLocation> {
@@ -283,7 +290,7 @@ impl WalLocation {
     }
 }
 
-/// A byte range of an object: whole batches with final offsets and bytes.
+/// A byte range of an object: whole batches, with final offsets and bytes unless `unstamped`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct ObjectLocation {
     #[prost(message, required, tag = "1")]
@@ -292,6 +299,87 @@ pub struct ObjectLocation {
     pub position: u64,
     #[prost(uint32, tag = "3")]
     pub size_bytes: u32,
+    /// The batches lie there as a WAL chunk has them (durability class `object`): the reader stamps offsets from the
+    /// extent's base on, leader epochs by offset, and the extent's `append_time_ms`.
+    #[prost(bool, tag = "4")]
+    pub unstamped: bool,
+}
+
+impl ObjectLocation {
+    /// Final bytes.
+    pub const fn new(object: ObjectId, position: u64, size_bytes: u32) -> Self {
+        Self { object, position, size_bytes, unstamped: false }
+    }
+    /// Byte range in the object.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.position..self.position + u64::from(self.size_bytes)
+    }
+}
+
+/// That the extents of `[base_offset, last_offset]` of a partition in one store are listed by a block of an index object.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct IndexPointer {
+    #[prost(int64, tag = "1")]
+    pub base_offset: i64,
+    /// Inclusive.
+    #[prost(int64, tag = "2")]
+    pub last_offset: i64,
+    /// The index object.
+    #[prost(message, required, tag = "3")]
+    pub object: ObjectId,
+    /// Byte range of the block within it.
+    #[prost(uint64, tag = "4")]
+    pub position: u64,
+    #[prost(uint32, tag = "5")]
+    pub size_bytes: u32,
+    /// How many extents the block lists.
+    #[prost(uint32, tag = "6")]
+    pub extents: u32,
+    /// Sum of their sizes.
+    #[prost(uint64, tag = "7")]
+    pub bytes: u64,
+    /// The greatest of theirs.
+    #[prost(int64, tag = "8")]
+    pub max_timestamp_ms: i64,
+    /// The data objects they lie in, with the bytes of each: [`IndexPointer::objects`].
+    #[prost(bytes = "bytes", tag = "9")]
+    pub objects: Bytes,
+}
+
+impl IndexPointer {
+    /// One past the last offset.
+    pub fn end_offset(&self) -> i64 {
+        self.last_offset + 1
+    }
+    pub fn contains(&self, offset: i64) -> bool {
+        self.base_offset <= offset && offset <= self.last_offset
+    }
+    /// Byte range of the block within the index object.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.position..self.position + u64::from(self.size_bytes)
+    }
+    /// The data objects that its extents lie in, ascending, and how many bytes of extents in each.
+    pub fn objects(&self) -> impl Iterator<Item = (ObjectId, u64)> + '_ {
+        let mut rest = &self.objects[..];
+        let mut object = 0_u64;
+        std::iter::from_fn(move || {
+            let delta = prost::encoding::decode_varint(&mut rest).ok()?;
+            let bytes = prost::encoding::decode_varint(&mut rest).ok()?;
+            object = object.wrapping_add(delta);
+            Some((ObjectId(object), bytes))
+        })
+    }
+    /// `objects` as the field holds them: of each the distance from the one before and its bytes, as varints.
+    pub fn pack_objects(objects: &BTreeMap<ObjectId, u64>) -> Bytes {
+        let mut packed = Vec::with_capacity(objects.len() * 4 + 8);
+        let mut before = 0;
+        for (object, bytes) in objects {
+            prost::encoding::encode_varint(object.0 - before, &mut packed);
+            prost::encoding::encode_varint(*bytes, &mut packed);
+            before = object.0;
+        }
+        packed.into()
+    }
 }
 
 /// Batches carried by, or a function of, the command itself. No command makes one yet; formats carry it.
@@ -330,6 +418,18 @@ pub enum ObjectState {
     Deleted = 3,
 }
 
+/// Values of [`ObjectRecord::level`].
+pub mod object_level {
+    /// An upload, or a chunk of the class `object`.
+    pub const UPLOAD: u32 = 0;
+    /// Compacted, of several topics.
+    pub const MERGED: u32 = 1;
+    /// Compacted, of one topic.
+    pub const SINGLE_TOPIC: u32 = 2;
+    /// An index object: never compacted.
+    pub const INDEX: u32 = 16;
+}
+
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct ObjectRecord {
     #[prost(message, required, tag = "1")]
@@ -354,6 +454,9 @@ pub struct ObjectRecord {
     /// The session it was granted to.
     #[prost(message, required, tag = "9")]
     pub session: SessionId,
+    /// [`object_level`], as the commit said.
+    #[prost(uint32, tag = "10")]
+    pub level: u32,
 }
 
 // ---- topics ----

@@ -161,6 +161,7 @@ pub struct ObjectsGranted {
     pub deadline_ms: i64,
 }
 
+/// For CommitObject, CompactObjects and CommitIndex.
 #[derive(Clone, PartialEq, Message)]
 pub struct ObjectCommitted {
     /// INVALID_REQUEST: the object is not prepared or open for parts any more (expired, deleted, never granted), or the
@@ -178,7 +179,7 @@ pub struct TopicResults {
     pub topics: Vec<TopicResult>,
 }
 
-/// For CreateTopics, DeleteTopics and CreatePartitions, in the command's order.
+/// For CreateTopics, DeleteTopics, CreatePartitions, UndeleteTopic (one) and PurgeTopics, in the command's order.
 #[derive(Clone, PartialEq, Message)]
 pub struct TopicResult {
     #[prost(sint32, tag = "1")]
@@ -193,7 +194,7 @@ pub struct TopicResult {
     pub partitions: i32,
     #[prost(int32, tag = "6")]
     pub replication_factor: i32,
-    /// Overrides as created.
+    /// Overrides as created; also of a topic that was brought back.
     #[prost(btree_map = "string, string", tag = "7")]
     pub configs: BTreeMap<String, String>,
 }
@@ -253,6 +254,9 @@ pub struct LogStartResult {
     /// The log start after the command; -1 with an error.
     #[prost(sint64, tag = "2")]
     pub log_start: i64,
+    /// Retention moved nothing because expiry is held after a jump of the clock.
+    #[prost(bool, tag = "3")]
+    pub held: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -4,6 +4,8 @@
 //! little-endian. A payload is a protobuf list of parts; a thing that is large (a partition's extents, a group's offsets) comes
 //! in several. The last part counts the parts, so a snapshot that was cut off is known.
 //!
+//! Within a topic's partitions the extents of a list come before its pointers; streams and objects come before topics.
+//!
 //! What follows from the rest (reference counts, live chunks, folded names, parsed configs) is not written but made again.
 //!
 //! Restore refuses any damage, any part it does not know, and any later format; it never restores in part.
@@ -16,8 +18,9 @@ use crate::state::StateMachine;
 
 /// First bytes of a snapshot.
 pub const MAGIC: [u8; 8] = *b"ISOBMETA";
-/// Version that this binary writes, and the highest it reads.
-pub const SNAPSHOT_VERSION: u32 = 1;
+/// The highest version that this binary reads. It writes 1 while the cluster's feature level is 1, so that a node of that level
+/// can take the snapshot, and then 2, which adds deleted topics, index pointers and the log indexes of live chunks.
+pub const SNAPSHOT_VERSION: u32 = 2;
 /// A frame is written when it holds this much.
 const FRAME_BYTES: usize = 64 << 10;
 /// A longer frame is damage: one part is at most an entry's worth.

@@ -34,11 +34,11 @@ pub(crate) use producers::{KEPT_BATCHES, KeptBatch, ProducerState, Producers};
 pub use topics::check_name;
 pub(crate) use topics::fold;
 
-use crate::command::{Command, Entry, Envelope};
+use crate::command::{Command, Entry, Envelope, LogStartReason};
 use crate::effect::{ClusterChanged, EFFECT_VERSION, Effect, EffectBatch, EffectKind, Released};
-use crate::ids::{LaneId, ObjectId, PartitionKey, SessionId, StreamId};
-use crate::image::Image;
-use crate::record::{ClusterFormat, Location};
+use crate::ids::{LaneId, ObjectId, PartitionKey, SessionId, StreamId, TopicId};
+use crate::image::{Dropped, Image};
+use crate::record::ClusterFormat;
 use crate::result::{CommandResult, Outcome, RefusalKind, Refused};
 use imbl::{OrdMap, OrdSet};
 use prost::Message;
@@ -57,18 +57,18 @@ pub struct StateMachine {
     pub(crate) lanes: OrdMap<(SessionId, LaneId), Lane>,
     /// How many lives each node id has had.
     pub(crate) node_epochs: OrdMap<i32, u64>,
-    /// How many `Wal` extents point at a chunk; none: not here.
+    /// How many `Wal` extents point at a chunk; none: not here. (Those of objects are the image's.)
     pub(crate) chunk_refs: OrdMap<(StreamId, u64), u32>,
-    /// How many extents point at an object; none: not here.
-    pub(crate) object_refs: OrdMap<ObjectId, u32>,
     /// Objects that a commit may still name, by deadline. Follows from the image.
     pub(crate) open_objects: OrdSet<(i64, ObjectId)>,
+    /// Deleted topics by the end of their window. Follows from the image.
+    pub(crate) purges: OrdSet<(i64, TopicId)>,
     /// By shard.
     pub(crate) producers: Vec<OrdMap<PartitionKey, Producers>>,
     /// Next producer id at some time, at most one a minute: bounds when an id was granted.
     pub(crate) grants: OrdMap<i64, i64>,
     /// Topic names with '.' made '_', which may not collide. Follows from the image.
-    pub(crate) folded_names: OrdMap<String, crate::ids::TopicId>,
+    pub(crate) folded_names: OrdMap<String, TopicId>,
     /// Of the entry being applied.
     work: Work,
 }
@@ -94,7 +94,7 @@ impl Counters {
 struct Work {
     index: u64,
     effects: Vec<Effect>,
-    dropped: Vec<Location>,
+    dropped: Dropped,
     released: BTreeMap<StreamId, Vec<u64>>,
     /// Objects that lost their last reference.
     bare: Vec<ObjectId>,
@@ -118,8 +118,8 @@ impl StateMachine {
             lanes: OrdMap::new(),
             node_epochs: OrdMap::new(),
             chunk_refs: OrdMap::new(),
-            object_refs: OrdMap::new(),
             open_objects: OrdSet::new(),
+            purges: OrdSet::new(),
             producers: vec![OrdMap::new(); shards],
             grants: OrdMap::new(),
             folded_names: OrdMap::new(),
@@ -227,7 +227,7 @@ impl StateMachine {
         } else {
             self.numbered(envelope, command)
         };
-        debug_assert!(self.work.dropped.is_empty() && self.work.released.is_empty());
+        debug_assert!(self.work.bare.is_empty() && self.work.released.is_empty());
         result
     }
 
@@ -290,33 +290,16 @@ impl StateMachine {
 
     /// Changes the image, and only this does.
     fn emit(&mut self, effect: EffectKind) {
-        self.image.effect(&effect, Some(&mut self.work.dropped));
+        self.image.effect(&effect, self.work.index, Some(&mut self.work.dropped));
         self.work.effects.push(Effect { kind: Some(effect) });
-        while let Some(location) = self.work.dropped.pop() {
-            self.dereference(&location);
-        }
-    }
-
-    fn dereference(&mut self, location: &Location) {
-        match location {
-            Location::Wal(wal) => {
-                let key = (wal.stream, wal.chunk);
-                let Some(refs) = self.chunk_refs.get_mut(&key) else { return };
-                *refs -= 1;
-                if *refs == 0 {
-                    self.chunk_refs.remove(&key);
-                    self.work.released.entry(wal.stream).or_default().push(wal.chunk);
-                }
+        self.work.bare.append(&mut self.work.dropped.bare);
+        while let Some(key) = self.work.dropped.chunks.pop() {
+            let Some(refs) = self.chunk_refs.get_mut(&key) else { continue };
+            *refs -= 1;
+            if *refs == 0 {
+                self.chunk_refs.remove(&key);
+                self.work.released.entry(key.0).or_default().push(key.1);
             }
-            Location::Object(object) => {
-                let Some(refs) = self.object_refs.get_mut(&object.object) else { return };
-                *refs -= 1;
-                if *refs == 0 {
-                    self.object_refs.remove(&object.object);
-                    self.work.bare.push(object.object);
-                }
-            }
-            Location::Inline(_) => {}
         }
     }
 
@@ -329,15 +312,27 @@ impl StateMachine {
         }
         let mut bare = std::mem::take(&mut self.work.bare);
         bare.sort_unstable();
+        bare.dedup();
         for object in bare {
             self.unreference(object);
         }
     }
 }
 
-/// The feature level that a command needs.
-fn feature_of(_command: &Command) -> u32 {
-    1
+/// The feature level that a command needs. Whoever proposes it looks first ([`Image::feature_level`]): a binary of an older
+/// level answers otherwise than with this refusal.
+fn feature_of(command: &Command) -> u32 {
+    match command {
+        Command::UndeleteTopic(_)
+        | Command::PurgeTopics(_)
+        | Command::ExpireTopics(_)
+        | Command::CompactObjects(_)
+        | Command::CommitIndex(_)
+        | Command::ArchiveAdvanced(_) => 2,
+        Command::CommitChunk(c) if c.object.is_some() => 2,
+        Command::MoveLogStart(c) if c.reason != LogStartReason::DeleteRecords as i32 => 2,
+        _ => 1,
+    }
 }
 
 fn refuse(kind: RefusalKind, expected: u64) -> CommandResult {
@@ -353,7 +348,7 @@ fn failed(error_code: i32, message: impl Into<String>) -> Outcome {
 }
 
 /// Eight bytes at a time, each multiplied in; not against an adversary, but any difference shows.
-fn hash_bytes(seed: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn hash_bytes(seed: u64, bytes: &[u8]) -> u64 {
     let mut hash = seed ^ (bytes.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut words = bytes.chunks_exact(8);
     for word in &mut words {

@@ -289,7 +289,7 @@ impl Work {
         if runs.is_empty() || !(is_large || small_ones_too) {
             return None;
         }
-        let with_view = |run: PlannedRun| image.view(run.key).map(|view| (run, Arc::clone(view)));
+        let with_view = |run: PlannedRun| image.stored_view(run.key).map(|view| (run, Arc::clone(view)));
         Some(runs.into_iter().filter_map(with_view).collect())
     }
 
@@ -384,7 +384,7 @@ impl Work {
 
 /// Whether the topic's placement lets its bytes into this store.
 fn may_hold(image: &Image, view: &PartitionView, store: StoreId) -> bool {
-    let placement = image.topic(view.topic_id).and_then(|topic| image.placement(topic.placement));
+    let placement = image.stored_topic(view.topic_id).and_then(|topic| image.placement(topic.placement));
     placement.is_some_and(|placement| placement.allow.is_empty() || placement.allow.contains(&store))
 }
 

@@ -20,8 +20,8 @@ use isobar_metadata::command::{
 use isobar_metadata::ids::{Durability, lane_of};
 use isobar_metadata::record::{ClusterFormat, ObjectState};
 use isobar_metadata::{
-    Command, CommandResult, DirectoryId, Entry, Envelope, Image, LaneId, Location, PartitionKey, PlacementId,
-    SessionId, StreamId, TopicId,
+    Command, CommandResult, DirectoryId, Entry, Envelope, Found, Image, LaneId, Location, PartitionKey,
+    PlacementId, SessionId, StreamId, TopicId,
 };
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, verify_crc};
 use isobar_store::format::Footer;
@@ -234,6 +234,7 @@ impl Node {
                 topic_id: partition.key.topic_id,
                 partition: partition.key.partition,
                 class_epoch: 0,
+                position: 0,
                 batches: (partition.first_ordinal..)
                     .zip(partition.batches)
                     .map(|(ordinal, found)| {
@@ -250,7 +251,8 @@ impl Node {
                 (p.first_ordinal..).take(p.batches.len()).map(move |n| (p.key, sealed.batch(n).unwrap()))
             })
             .collect();
-        let commit = CommitChunk { stream: self.stream, chunk: self.next, acknowledged: 1, partitions };
+        let commit =
+            CommitChunk { stream: self.stream, chunk: self.next, acknowledged: 1, partitions, object: None };
         let lane = lane_of(Durability::Wal, PlacementId::DEFAULT);
         self.next += 1;
         let session = *self.quorum.session.lock();
@@ -311,7 +313,8 @@ impl Node {
 
     async fn read(&self, key: PartitionKey, offset: i64) -> Result<(Bytes, i64, bool, i64), String> {
         let image = self.quorum.image();
-        let extent = image.view(key).unwrap().locate(offset, &[]).cloned().ok_or("no extent")?;
+        let extent = image.view(key).unwrap().locate(offset, &[]).and_then(Found::extent).cloned();
+        let extent = extent.ok_or("no extent")?;
         match extent.location().clone() {
             Location::Wal(wal) => {
                 let read = self.replica.read(wal.stream, wal.chunk, wal.ordinals()).await;

@@ -200,7 +200,7 @@ impl Index {
                 stream.closed |= truth.record.closed;
                 stream.settled = if truth.record.committed { truth.record.last_chunk + 1 } else { 0 };
                 for (number, entry) in &mut stream.chunks {
-                    entry.named = truth.live.contains(number);
+                    entry.named = truth.live.contains_key(number);
                 }
             }
         }

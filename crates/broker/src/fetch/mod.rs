@@ -261,9 +261,9 @@ fn available_bytes(view: &PartitionView, asked: &Asked, end: i64, enough: usize)
     let mut offset = asked.fetch_offset;
     let mut bytes = 0;
     while offset < end && bytes < enough {
-        let Some(extent) = view.locate(offset, &[]) else { break };
-        bytes += usize::try_from(extent.size_bytes).unwrap_or(usize::MAX).max(1);
-        offset = extent.end_offset();
+        let Some(found) = view.locate(offset, &[]) else { break };
+        bytes += usize::try_from(found.size_bytes()).unwrap_or(usize::MAX).max(1);
+        offset = found.end_offset();
     }
     bytes.min(most.max(1))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use isobar_metadata::{Extent, Location, PartitionKey, PartitionView};
+use isobar_metadata::{Extent, Found, IndexPointer, Location, PartitionKey, PartitionView};
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, rewrite_timestamp};
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::fetch::RecordSet;
@@ -42,8 +42,10 @@ pub(crate) async fn records(
     let mut offset = span.from;
     let mut resolved_again = false;
     while offset < span.end && (set.len_bytes() < span.max_bytes || wants_first(&set, span)) {
-        let Some(extent) = view.locate(offset, &[broker.home_store]).cloned() else {
-            return missing(&set, view.key(), offset);
+        let extent = match view.locate(offset, &[broker.home_store]) {
+            Some(Found::Extent(extent)) => extent.clone(),
+            Some(Found::Indexed(pointer)) => return unreadable(set, view.key(), pointer),
+            None => return missing(&set, view.key(), offset),
         };
         match take(broker, &view, &extent, offset, span, &mut set).await {
             Ok(Some(next)) => {
@@ -75,6 +77,12 @@ fn missing(set: &RecordSet, key: PartitionKey, offset: i64) -> Result<RecordSet,
     }
     tracing::error!(topic_id = %key.topic_id, partition = key.partition, offset, "an offset inside the log has no location");
     Err(ErrorCode::KafkaStorageError)
+}
+
+/// Nothing commits index objects before this broker reads them.
+fn unreadable(set: RecordSet, key: PartitionKey, pointer: &IndexPointer) -> Result<RecordSet, ErrorCode> {
+    tracing::error!(topic_id = %key.topic_id, partition = key.partition, ?pointer, "extents are in an index object");
+    if set.len_bytes() > 0 { Ok(set) } else { Err(ErrorCode::KafkaStorageError) }
 }
 
 fn failed(set: RecordSet, key: PartitionKey, offset: i64, miss: &Miss) -> Result<RecordSet, ErrorCode> {

@@ -51,6 +51,8 @@ pub struct TopicSettings {
     pub zstd_level: i32,
     pub min_insync_replicas: i32,
     pub durability: Durability,
+    /// How long a deleted topic can be brought back; 0: not at all.
+    pub undelete_window_ms: i64,
 }
 
 impl TopicSettings {
@@ -84,6 +86,7 @@ impl TopicSettings {
             "compression.gzip.level" => return number(value, &mut self.gzip_level),
             "compression.lz4.level" => return number(value, &mut self.lz4_level),
             "compression.zstd.level" => return number(value, &mut self.zstd_level),
+            "isobar.undelete.window.ms" => return number(value, &mut self.undelete_window_ms),
             "min.insync.replicas" => return number(value, &mut self.min_insync_replicas),
             "message.timestamp.type" => {
                 self.timestamp_type = match value {

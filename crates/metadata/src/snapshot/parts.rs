@@ -1,10 +1,10 @@
 //! The parts of a snapshot on the wire.
 
 use crate::effect::{BrokerConfigs, ClusterChanged, GroupChanged, OffsetsChanged};
-use crate::ids::{LaneId, SessionId, StoreId, TopicId};
+use crate::ids::{LaneId, SessionId, StoreId, StreamId, TopicId};
 use crate::record::{
-    ClusterFormat, DirectoryRecord, EpochStart, Extent, ObjectRecord, SessionRecord, ShardLeaders,
-    StreamRecord, TopicRecord,
+    ClusterFormat, DirectoryRecord, EpochStart, Extent, IndexPointer, ObjectRecord, SessionRecord,
+    ShardLeaders, StreamRecord, TopicRecord,
 };
 use crate::result::ResultRecord;
 use prost::Message;
@@ -17,7 +17,7 @@ pub(super) struct Parts {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Part {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     pub(super) kind: Option<Kind>,
 }
 
@@ -59,6 +59,12 @@ pub(super) enum Kind {
     /// Always the last.
     #[prost(message, tag = "17")]
     End(End),
+    #[prost(message, tag = "18")]
+    DeletedTopic(DeletedTopicPart),
+    #[prost(message, tag = "19")]
+    Pointers(PointersPart),
+    #[prost(message, tag = "20")]
+    Live(LivePart),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -112,6 +118,40 @@ pub(super) struct ExtentsPart {
     pub(super) store: Option<StoreId>,
     #[prost(message, repeated, tag = "4")]
     pub(super) extents: Vec<Extent>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DeletedTopicPart {
+    #[prost(message, required, tag = "1")]
+    pub(super) record: TopicRecord,
+    #[prost(int64, tag = "2")]
+    pub(super) deleted_ms: i64,
+    #[prost(int64, tag = "3")]
+    pub(super) purge_ms: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PointersPart {
+    #[prost(message, required, tag = "1")]
+    pub(super) topic_id: TopicId,
+    #[prost(int32, tag = "2")]
+    pub(super) partition: i32,
+    #[prost(message, required, tag = "3")]
+    pub(super) store: StoreId,
+    #[prost(message, repeated, tag = "4")]
+    pub(super) pointers: Vec<IndexPointer>,
+}
+
+/// Live chunks of a stream; two lists of one length.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LivePart {
+    #[prost(message, required, tag = "1")]
+    pub(super) stream: StreamId,
+    #[prost(uint64, repeated, tag = "2")]
+    pub(super) chunks: Vec<u64>,
+    /// Log indexes of their commits.
+    #[prost(uint64, repeated, tag = "3")]
+    pub(super) indexes: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]

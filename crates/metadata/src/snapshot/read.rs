@@ -1,11 +1,15 @@
 //! Restoring.
 
-use super::parts::{ExtentsPart, Head, Kind, LanePart, PartitionPart, Parts, ProducersPart};
+use super::parts::{
+    DeletedTopicPart, ExtentsPart, Head, Kind, LanePart, LivePart, PartitionPart, Parts, PointersPart,
+    ProducersPart,
+};
 use super::{MAGIC, MAX_FRAME_BYTES, SNAPSHOT_VERSION};
+use crate::command::FEATURE_LEVEL;
 use crate::effect::EffectKind;
 use crate::error::MetadataError;
-use crate::ids::PartitionKey;
-use crate::image::{Extents, PartitionView};
+use crate::ids::{ObjectId, PartitionKey};
+use crate::image::{DeletedTopic, Extents, PartitionView};
 use crate::record::{FORMAT_VERSION, Location, ObjectRecord, StreamRecord, TopicRecord};
 use crate::state::{
     Counters, KEPT_BATCHES, KeptBatch, Lane, ProducerState, StateMachine, fold, is_open, result_len,
@@ -50,6 +54,10 @@ impl StateMachine {
         if found == 0 || found > FORMAT_VERSION {
             return Err(MetadataError::Version { what: "cluster format", found, known: FORMAT_VERSION });
         }
+        let (found, known) = (head.cluster.feature_level, FEATURE_LEVEL);
+        if found > known {
+            return Err(MetadataError::Version { what: "feature level", found, known });
+        }
         if head.format.shards == 0 || head.format.shards > 1 << 16 {
             return Err(corrupt(format!("{} shards", head.format.shards)));
         }
@@ -81,15 +89,18 @@ impl StateMachine {
             Kind::Topic(record) => self.read_topic(&record),
             Kind::Partition(part) => self.read_partition(part)?,
             Kind::Extents(part) => self.read_extents(part)?,
+            Kind::Pointers(part) => self.read_pointers(part)?,
+            Kind::DeletedTopic(part) => self.read_deleted(part),
+            Kind::Live(part) => self.read_live(&part)?,
             Kind::Producers(part) => self.read_producers(part)?,
             Kind::Stream(record) => self.read_stream(record),
             Kind::Object(record) => self.read_object(record),
-            Kind::BrokerConfigs(part) => self.image.effect(&EffectKind::BrokerConfigs(part), None),
-            Kind::Session(part) => self.image.effect(&EffectKind::Session(part), None),
-            Kind::Directory(part) => self.image.effect(&EffectKind::Directory(part), None),
-            Kind::Leaders(part) => self.image.effect(&EffectKind::Leaders(part), None),
-            Kind::Group(part) => self.image.effect(&EffectKind::Group(part), None),
-            Kind::Offsets(part) => self.image.effect(&EffectKind::Offsets(part), None),
+            Kind::BrokerConfigs(part) => self.image.effect(&EffectKind::BrokerConfigs(part), 0, None),
+            Kind::Session(part) => self.image.effect(&EffectKind::Session(part), 0, None),
+            Kind::Directory(part) => self.image.effect(&EffectKind::Directory(part), 0, None),
+            Kind::Leaders(part) => self.image.effect(&EffectKind::Leaders(part), 0, None),
+            Kind::Group(part) => self.image.effect(&EffectKind::Group(part), 0, None),
+            Kind::Offsets(part) => self.image.effect(&EffectKind::Offsets(part), 0, None),
         }
         Ok(())
     }
@@ -110,23 +121,67 @@ impl StateMachine {
 
     fn read_topic(&mut self, record: &TopicRecord) {
         self.folded_names.insert(fold(&record.name), record.topic_id);
-        self.image.effect(&EffectKind::TopicCreated(record.clone()), None);
+        self.image.effect(&EffectKind::TopicCreated(record.clone()), 0, None);
+    }
+
+    fn read_deleted(&mut self, part: DeletedTopicPart) {
+        let (deleted_ms, purge_ms) = (part.deleted_ms, part.purge_ms);
+        self.purges.insert((purge_ms, part.record.topic_id));
+        for partition in 0..part.record.partitions {
+            let key = PartitionKey::new(part.record.topic_id, partition);
+            let shard = self.image.shard_of(key) as usize;
+            self.image.shards[shard].deleted.insert(key, Arc::new(PartitionView::new(key, 0)));
+        }
+        let topic = DeletedTopic { record: part.record, deleted_ms, purge_ms };
+        self.image.deleted.insert(topic.record.topic_id, Arc::new(topic));
+    }
+
+    fn read_live(&mut self, part: &LivePart) -> Result<(), MetadataError> {
+        let stream = self.image.streams.get_mut(&part.stream);
+        let stream = stream.ok_or_else(|| corrupt(format!("live chunks of unknown {:?}", part.stream)))?;
+        if part.chunks.len() != part.indexes.len() {
+            return Err(corrupt(format!("live chunks of {:?} without indexes", part.stream)));
+        }
+        Arc::make_mut(stream).live.extend(part.chunks.iter().copied().zip(part.indexes.iter().copied()));
+        Ok(())
+    }
+
+    fn read_pointers(&mut self, part: PointersPart) -> Result<(), MetadataError> {
+        for pointer in &part.pointers {
+            self.known_object(pointer.object)?;
+            for (object, _) in pointer.objects() {
+                self.known_object(object)?;
+            }
+            self.image.reference_pointer(pointer);
+        }
+        let view = self.view_mut(PartitionKey::new(part.topic_id, part.partition))?;
+        let list = view.indexed.entry(part.store).or_default();
+        list.extend(part.pointers.into_iter().map(|pointer| (pointer.base_offset, pointer)));
+        Ok(())
+    }
+
+    fn known_object(&self, object: ObjectId) -> Result<(), MetadataError> {
+        match self.image.object(object) {
+            Some(_) => Ok(()),
+            None => Err(corrupt(format!("an extent in unknown {object:?}"))),
+        }
     }
 
     fn read_stream(&mut self, record: StreamRecord) {
-        self.image.effect(&EffectKind::Stream(record), None);
+        self.image.effect(&EffectKind::Stream(record), 0, None);
     }
 
     fn read_object(&mut self, record: ObjectRecord) {
         if is_open(&record) {
             self.open_objects.insert((record.deadline_ms, record.object));
         }
-        self.image.effect(&EffectKind::Object(record), None);
+        self.image.effect(&EffectKind::Object(record), 0, None);
     }
 
     fn view_mut(&mut self, key: PartitionKey) -> Result<&mut PartitionView, MetadataError> {
         let shard = self.image.shard_of(key) as usize;
-        let view = self.image.shards[shard].partitions.get_mut(&key);
+        let shard = &mut self.image.shards[shard];
+        let view = shard.partitions.get_mut(&key).or_else(|| shard.deleted.get_mut(&key));
         view.map(Arc::make_mut).ok_or_else(|| corrupt(format!("{key:?} has no topic")))
     }
 
@@ -149,9 +204,12 @@ impl StateMachine {
                     let stream = self.image.streams.get_mut(&wal.stream);
                     let stream =
                         stream.ok_or_else(|| corrupt(format!("an extent in unknown {:?}", wal.stream)))?;
-                    Arc::make_mut(stream).live.insert(wal.chunk);
+                    Arc::make_mut(stream).live.entry(wal.chunk).or_insert(0);
                 }
-                Some(Location::Object(object)) => *self.object_refs.entry(object.object).or_insert(0) += 1,
+                Some(Location::Object(object)) => {
+                    self.known_object(object.object)?;
+                    self.image.reference_extent(extent);
+                }
                 Some(Location::Inline(_)) => {}
             }
         }

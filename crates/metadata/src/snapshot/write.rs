@@ -1,8 +1,8 @@
 //! Encoding.
 
 use super::parts::{
-    End, ExtentsPart, GrantPart, Head, KeptBatchPart, Kind, LanePart, NodeEpochPart, NumberedResult, Part,
-    PartitionPart, ProducerPart, ProducersPart,
+    DeletedTopicPart, End, ExtentsPart, GrantPart, Head, KeptBatchPart, Kind, LanePart, LivePart,
+    NodeEpochPart, NumberedResult, Part, PartitionPart, PointersPart, ProducerPart, ProducersPart,
 };
 use super::{FRAME_BYTES, Frozen, MAGIC, PART_ENTRIES, SNAPSHOT_VERSION};
 use crate::effect::{BrokerConfigs, CommittedOffset, GroupChanged, OffsetsChanged};
@@ -45,7 +45,8 @@ impl Frozen {
     /// Encodes it in pieces of at most about 64 KiB, each given to `out` in order.
     pub fn encode(&self, out: &mut dyn FnMut(&[u8])) {
         out(&MAGIC);
-        out(&SNAPSHOT_VERSION.to_le_bytes());
+        let version = if self.0.feature_level() < 2 { 1 } else { SNAPSHOT_VERSION };
+        out(&version.to_le_bytes());
         let mut writer = Writer { out, frame: Vec::with_capacity(2 * FRAME_BYTES), parts: 0 };
         self.0.write_head(&mut writer);
         self.0.write_sessions(&mut writer);
@@ -118,9 +119,14 @@ impl StateMachine {
     fn write_storage(&self, w: &mut Writer<'_>) {
         for stream in self.image.streams.values() {
             w.part(Kind::Stream(stream.record.clone()));
+            let mut rest = stream.live.iter().filter(|(_, index)| **index > 0).peekable();
+            while rest.peek().is_some() {
+                let (chunks, indexes) = rest.by_ref().take(PART_ENTRIES).unzip();
+                w.part(Kind::Live(LivePart { stream: stream.stream, chunks, indexes }));
+            }
         }
         for object in self.image.objects.values() {
-            w.part(Kind::Object(*object));
+            w.part(Kind::Object(object.record));
         }
     }
 
@@ -128,8 +134,12 @@ impl StateMachine {
         for topic in self.image.topics.values() {
             w.part(Kind::Topic(topic.record.clone()));
         }
+        for topic in self.image.deleted.values() {
+            let (record, deleted_ms, purge_ms) = (topic.record.clone(), topic.deleted_ms, topic.purge_ms);
+            w.part(Kind::DeletedTopic(DeletedTopicPart { record, deleted_ms, purge_ms }));
+        }
         for (shard, producers) in self.image.shards.iter().zip(&self.producers) {
-            for view in shard.partitions.values() {
+            for view in shard.partitions.values().chain(shard.deleted.values()) {
                 write_partition(view, w);
             }
             for (key, producers) in producers {
@@ -166,6 +176,17 @@ fn write_partition(view: &PartitionView, w: &mut Writer<'_>) {
     write_extents(view, None, &view.wal, w);
     for (store, extents) in &view.stores {
         write_extents(view, Some(*store), extents, w);
+    }
+    for (store, pointers) in &view.indexed {
+        let mut rest = pointers.values().peekable();
+        while rest.peek().is_some() {
+            w.part(Kind::Pointers(PointersPart {
+                topic_id: view.topic_id,
+                partition: view.partition,
+                store: *store,
+                pointers: rest.by_ref().take(PART_ENTRIES).cloned().collect(),
+            }));
+        }
     }
 }
 

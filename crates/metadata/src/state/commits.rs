@@ -314,6 +314,7 @@ impl StateMachine {
                 topic_id: s.key.topic_id,
                 partition: s.key.partition,
                 extent,
+                store: None,
             }));
         }
     }

@@ -59,15 +59,15 @@ impl StateMachine {
     pub(super) fn unreference(&mut self, object: ObjectId) {
         let Some(record) = self.image.object(object) else { return };
         let spent = record.state == ObjectState::Committed as i32 && record.complete;
-        if spent && !self.object_refs.contains_key(&object) {
-            let record = ObjectRecord { state: ObjectState::Unreferenced as i32, ..*record };
+        if spent && record.refs == 0 {
+            let record = ObjectRecord { state: ObjectState::Unreferenced as i32, ..record.record };
             self.put_object(record);
         }
     }
 
     pub(super) fn commit_object(&mut self, c: &CommitObject) -> CommandResult {
         let invalid = ObjectCommitted { error_code: codes::INVALID_REQUEST, applied: Vec::new() };
-        let Some(record) = self.image.object(c.object).copied() else {
+        let Some(record) = self.image.object(c.object).map(|object| object.record) else {
             return CommandResult::ObjectCommitted(invalid);
         };
         let other_store = record.state == ObjectState::Committed as i32 && record.store != c.store;
@@ -103,7 +103,6 @@ impl StateMachine {
         if !allowed || !run_applies(view, store, run) {
             return false;
         }
-        *self.object_refs.entry(object).or_insert(0) += 1;
         self.emit(EffectKind::Stored(Stored {
             topic_id: run.topic_id,
             partition: run.partition,
@@ -114,11 +113,7 @@ impl StateMachine {
                 max_timestamp_ms: run.max_timestamp_ms,
                 append_time_ms: -1,
                 size_bytes: u64::from(run.size_bytes),
-                location: Some(Location::Object(ObjectLocation {
-                    object,
-                    position: run.position,
-                    size_bytes: run.size_bytes,
-                })),
+                location: Some(Location::Object(ObjectLocation::new(object, run.position, run.size_bytes))),
             },
         }));
         self.unlist_covered(key, run.base_offset, run.last_offset);
@@ -156,18 +151,17 @@ impl StateMachine {
         let now_ms = self.image.time_ms;
         let due = self.open_objects.iter().take_while(|(deadline_ms, _)| *deadline_ms < now_ms).take(limit);
         let overdue: Vec<_> = due.filter_map(|(_, object)| self.image.object(*object).copied()).collect();
-        for record in &overdue {
+        for object in &overdue {
             // After its deadline no part counts; without any reference it goes.
-            let bare = !self.object_refs.contains_key(&record.object);
-            let state = if bare { ObjectState::Unreferenced as i32 } else { record.state };
-            self.put_object(ObjectRecord { state, complete: true, ..*record });
+            let state = if object.refs == 0 { ObjectState::Unreferenced as i32 } else { object.state };
+            self.put_object(ObjectRecord { state, complete: true, ..object.record });
         }
         CommandResult::Expired(Expired { count: overdue.len() as u64, ..Expired::default() })
     }
 
     pub(super) fn objects_deleted(&mut self, c: &ObjectsDeleted) -> CommandResult {
         for object in &c.objects {
-            let Some(record) = self.image.object(*object).copied() else { continue };
+            let Some(record) = self.image.object(*object).map(|object| object.record) else { continue };
             if record.state == ObjectState::Unreferenced as i32 {
                 self.put_object(ObjectRecord { state: ObjectState::Deleted as i32, ..record });
             } else if record.state == ObjectState::Deleted as i32
@@ -190,20 +184,24 @@ impl StateMachine {
     fn move_one(&mut self, c: &NewLogStart) -> LogStartResult {
         let key = PartitionKey::new(c.topic_id, c.partition);
         let Some(view) = self.image.view(key) else {
-            return LogStartResult { error_code: codes::UNKNOWN_TOPIC_OR_PARTITION, log_start: -1 };
+            return LogStartResult {
+                error_code: codes::UNKNOWN_TOPIC_OR_PARTITION,
+                log_start: -1,
+                held: false,
+            };
         };
         let log_start = if c.log_start == -1 { view.high_watermark } else { c.log_start };
         if log_start < 0 || log_start > view.high_watermark {
-            return LogStartResult { error_code: codes::OFFSET_OUT_OF_RANGE, log_start: -1 };
+            return LogStartResult { error_code: codes::OFFSET_OUT_OF_RANGE, log_start: -1, held: false };
         }
         if log_start <= view.log_start {
-            return LogStartResult { error_code: codes::NONE, log_start: view.log_start };
+            return LogStartResult { error_code: codes::NONE, log_start: view.log_start, held: false };
         }
         let (topic_id, partition) = (c.topic_id, c.partition);
         self.emit(EffectKind::LogStartMoved(LogStartMoved { topic_id, partition, log_start }));
         // What is left inside the log of the extent that the new start cuts may be stored already.
         self.unlist_covered(key, log_start, log_start);
-        LogStartResult { error_code: codes::NONE, log_start }
+        LogStartResult { error_code: codes::NONE, log_start, held: false }
     }
 }
 
@@ -218,9 +216,7 @@ fn run_applies(view: &PartitionView, store: StoreId, run: &ObjectRun) -> bool {
     if run.base_offset < 0 || from > to || to >= view.high_watermark {
         return false;
     }
-    let stored = view.stores.get(&store).and_then(|extents| extents.get_prev(&to));
-    let overlaps = stored.is_some_and(|(_, extent)| extent.last_offset >= from);
-    !overlaps && covers(&view.wal, from, to)
+    !view.is_partly_stored(store, from, to) && covers(&view.wal, from, to)
 }
 
 /// Whether every offset of `[from, to]` is in one of these extents.
@@ -239,14 +235,13 @@ fn covers(extents: &Extents, from: i64, to: i64) -> bool {
 /// Whether `[from, to]` is in every one of `required`, or, if that names none, each offset in any store.
 fn is_stored(view: &PartitionView, required: &[StoreId], from: i64, to: i64) -> bool {
     if !required.is_empty() {
-        let in_store = |store| view.stores.get(store).is_some_and(|extents| covers(extents, from, to));
-        return required.iter().all(in_store);
+        return required.iter().all(|store| view.is_stored(*store, from, to));
     }
+    let stores = || view.stores.keys().chain(view.indexed.keys());
     let mut next = from;
     while next <= to {
-        let found = view.stores.values().find_map(|extents| crate::image::find(extents, next));
-        match found {
-            Some(extent) => next = extent.end_offset(),
+        match stores().find_map(|store| view.locate_in_store(*store, next)) {
+            Some(found) => next = found.end_offset(),
             None => return false,
         }
     }

@@ -28,7 +28,7 @@ fn batches_take_dense_offsets_and_neighbours_make_one_extent() {
         ]
     );
     assert_eq!(view.wal_bytes, 300);
-    assert_eq!(view.locate(4, &[]).unwrap().max_timestamp_ms, 1001);
+    assert_eq!(view.locate(4, &[]).unwrap().max_timestamp_ms(), 1001);
     assert_eq!(view.locate(6, &[]), None);
     // A new chunk is a new extent.
     assert_eq!(rig.commit(broker, (topic, 0), vec![plain(5, 1)])[0].base_offset, 6);
@@ -46,6 +46,7 @@ fn one_bad_partition_fails_alone() {
         partition,
         class_epoch,
         batches,
+        position: 0,
     };
     let bad_count = CommitBatch { record_count: 0, ..plain(5, 1) };
     let control = CommitBatch { flags: batch_flags::CONTROL, ..plain(6, 1) };
@@ -106,7 +107,7 @@ fn commits_need_an_open_stream_and_its_quorum() {
             batches: vec![plain(0, 1)],
             ..CommitPartition::default()
         }];
-        Command::CommitChunk(CommitChunk { stream, chunk, acknowledged, partitions })
+        Command::CommitChunk(CommitChunk { stream, chunk, acknowledged, partitions, object: None })
     };
     let code = |result| match result {
         CommandResult::Chunk(ChunkResult { error_code, .. }) => error_code,
@@ -181,7 +182,7 @@ fn log_append_time_is_the_entrys() {
     rig.time_ms += 5;
     let now = rig.time_ms;
     assert_eq!(rig.commit(broker, (topic_id, 0), vec![plain(0, 1)])[0].log_append_time_ms, now);
-    let extent = rig.view(topic_id, 0).locate(0, &[]).unwrap();
+    let extent = rig.view(topic_id, 0).locate(0, &[]).unwrap().extent().unwrap();
     assert_eq!((extent.append_time_ms, extent.max_timestamp_ms), (now, now));
     // Time never goes back.
     rig.time_ms -= 100;
@@ -221,12 +222,14 @@ fn the_largest_chunk_fits_an_entry() {
         partition: -1,
         class_epoch: u32::MAX,
         batches: vec![widest],
+        position: u64::MAX,
     };
     let commit = CommitChunk {
         stream: StreamId(u64::MAX),
         chunk: u64::MAX,
         acknowledged: u32::MAX,
         partitions: vec![alone; MAX_CHUNK_BATCHES],
+        object: None,
     };
     let (session, lane) = (SessionId(u64::MAX), LaneId(u32::MAX));
     let envelope = Envelope::new(session, lane, u64::MAX, u64::MAX, Command::CommitChunk(commit));

@@ -46,7 +46,7 @@ fn topic_configs_are_altered_whole_or_not_at_all() {
     );
     assert_eq!(topic(&[(APPEND, "retention.ms", Some("1"))]), codes::INVALID_CONFIG);
     assert_eq!(topic(&[(9, "retention.ms", Some("1"))]), codes::INVALID_REQUEST);
-    assert_eq!(topic(&[(SET, "isobar.durability", Some("object"))]), codes::INVALID_CONFIG);
+    assert_eq!(topic(&[(SET, "isobar.durability", Some("cloud"))]), codes::INVALID_CONFIG);
     assert_eq!(topic(&[(SET, "isobar.durability", Some("wal"))]), 0);
     assert_eq!(topic(&[(APPEND, "cleanup.policy", Some("compact"))]), 0);
     let settings = rig.machine.view().topic_by_name("t").unwrap().settings.clone();

@@ -12,8 +12,13 @@ fn a_repeat_answers_with_the_first_result_and_does_nothing() {
     let mut rig = Rig::new();
     let broker = rig.broker(1);
     let topic = rig.topic(broker.0, "t", 1);
-    let partitions =
-        vec![CommitPartition { topic_id: topic, partition: 0, class_epoch: 0, batches: vec![plain(0, 3)] }];
+    let partitions = vec![CommitPartition {
+        topic_id: topic,
+        partition: 0,
+        class_epoch: 0,
+        batches: vec![plain(0, 3)],
+        position: 0,
+    }];
     let command = rig.chunk(broker.1, partitions);
     let envelope = rig.envelope(broker.0, WAL_LANE, command);
     let first = rig.one(envelope.clone());
@@ -35,8 +40,9 @@ fn a_repeat_answers_with_the_first_result_and_does_nothing() {
 fn a_commit_lane_takes_only_the_next_number() {
     let mut rig = Rig::new();
     let (session, stream) = rig.broker(1);
-    let empty =
-        |chunk| Command::CommitChunk(CommitChunk { stream, chunk, acknowledged: 1, partitions: vec![] });
+    let empty = |chunk| {
+        Command::CommitChunk(CommitChunk { stream, chunk, acknowledged: 1, partitions: vec![], object: None })
+    };
     let at = |number, floor| Envelope::new(session, WAL_LANE, number, floor, empty(number));
     let CommandResult::Refused(gap) = rig.one(at(2, 0)) else { panic!() };
     assert_eq!((gap.kind(), gap.expected), (RefusalKind::Gap, 1));

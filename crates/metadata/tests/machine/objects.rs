@@ -32,7 +32,7 @@ fn filled(placement: u32, counts: &[u32]) -> (Rig, (SessionId, StreamId), TopicI
     rig.create(session, topic);
     for count in counts {
         let batches = vec![plain(0, *count)];
-        let part = CommitPartition { topic_id, partition: 0, class_epoch: 0, batches };
+        let part = CommitPartition { topic_id, partition: 0, class_epoch: 0, batches, position: 0 };
         let command = rig.chunk(stream, vec![part]);
         rig.send(session, lane, command);
     }
@@ -48,7 +48,7 @@ fn a_run_takes_the_place_of_its_chunks() {
     assert_eq!(released(&rig), [1, 2]);
     assert_eq!(rig.view(topic, 0).wal.len(), 1);
     assert!(
-        matches!(rig.view(topic, 0).locate(3, &[ONE]).unwrap().location(), Location::Object(o) if o.object == a)
+        matches!(rig.view(topic, 0).locate(3, &[ONE]).unwrap().extent().unwrap().location(), Location::Object(o) if o.object == a)
     );
     assert!(rig.machine.view().stream(stream).unwrap().is_garbage(2));
     // The same offsets again, from another uploader: dead bytes, and an object that nothing points at.
@@ -86,6 +86,7 @@ fn an_extent_stays_until_all_of_it_inside_the_log_is_stored() {
     let move_to = |log_start| {
         Command::MoveLogStart(MoveLogStart {
             partitions: vec![NewLogStart { topic_id: topic, partition: 0, log_start }],
+            reason: 0,
         })
     };
     rig.control(session, move_to(3));
@@ -114,7 +115,7 @@ fn every_required_store_must_have_it() {
     let d = rig.objects(session, 1);
     rig.upload(session, d, TWO, vec![run_of(topic, 0, 5, 9)]);
     assert_eq!(released(&rig), [2]);
-    let in_two = rig.view(topic, 0).locate(7, &[TWO]).unwrap();
+    let in_two = rig.view(topic, 0).locate(7, &[TWO]).unwrap().extent().unwrap();
     assert!(matches!(in_two.location(), Location::Object(o) if o.object == d));
 }
 
@@ -193,7 +194,7 @@ fn log_starts_rise_only_and_not_past_the_end() {
     let mut answers = vec![];
     for (partition, log_start) in [(0, 6), (0, 2), (0, 1), (1, 0), (0, -2), (0, -1)] {
         let partitions = vec![NewLogStart { topic_id: topic, partition, log_start }];
-        match rig.control(session, Command::MoveLogStart(MoveLogStart { partitions })) {
+        match rig.control(session, Command::MoveLogStart(MoveLogStart { partitions, reason: 0 })) {
             CommandResult::LogStarts(starts) => {
                 answers.push((starts.partitions[0].error_code, starts.partitions[0].log_start));
             }

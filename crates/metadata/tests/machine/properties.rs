@@ -252,7 +252,7 @@ impl World {
                     let end = self.offsets.get(&PartitionKey::new(topic_id, partition)).copied().unwrap_or(0);
                     let log_start = if at > 250 { -1 } else { end * i64::from(at) / 250 };
                     let partitions = vec![NewLogStart { topic_id, partition, log_start }];
-                    self.control(session, Command::MoveLogStart(MoveLogStart { partitions }));
+                    self.control(session, Command::MoveLogStart(MoveLogStart { partitions, reason: 0 }));
                 }
             }
             Step::Group { session, what, group, topic } => {
@@ -314,7 +314,7 @@ impl World {
             });
             let batches = batches.collect();
             let class_epoch = u32::from(how == 77);
-            partitions.push(CommitPartition { topic_id, partition, class_epoch, batches });
+            partitions.push(CommitPartition { topic_id, partition, class_epoch, batches, position: 0 });
         }
         let command = self.rig.chunk(stream, partitions);
         let mut envelope = self.rig.envelope(session, lane, command.clone());

@@ -124,7 +124,7 @@ impl Rig {
         }
         for stream in image.streams() {
             assert!(!stream.closed || !stream.live.is_empty(), "a closed stream without chunks is kept");
-            for chunk in &stream.live {
+            for chunk in stream.live.keys() {
                 assert!(!self.released.contains(&(stream.stream, *chunk)));
             }
         }
@@ -148,8 +148,8 @@ impl Rig {
             assert!(end <= view.high_watermark);
         }
         for offset in view.log_start..view.high_watermark {
-            let extent = view.locate(offset, &[]).unwrap_or_else(|| panic!("offset {offset} is lost"));
-            assert!(extent.contains(offset));
+            let found = view.locate(offset, &[]).unwrap_or_else(|| panic!("offset {offset} is lost"));
+            assert!(found.contains(offset));
             if view.locate_in_wal(offset).is_none() {
                 let stored = |store: &StoreId| view.locate_in_store(*store, offset).is_some();
                 assert!(require.iter().all(stored), "offset {offset} left the WAL too early");
@@ -158,7 +158,7 @@ impl Rig {
         for extent in view.wal.values() {
             let wal = extent.wal().unwrap();
             assert!(!self.released.contains(&(wal.stream, wal.chunk)), "a released chunk is pointed at");
-            assert!(image.stream(wal.stream).unwrap().live.contains(&wal.chunk));
+            assert!(image.stream(wal.stream).unwrap().live.contains_key(&wal.chunk));
         }
         for extent in view.stores.values().flat_map(|extents| extents.values()) {
             let Location::Object(object) = extent.location() else { panic!("no object") };
@@ -289,7 +289,7 @@ impl Rig {
 
     pub(crate) fn chunk(&mut self, stream: StreamId, partitions: Vec<CommitPartition>) -> Command {
         let chunk = self.next_chunk(stream);
-        Command::CommitChunk(CommitChunk { stream, chunk, acknowledged: 1, partitions })
+        Command::CommitChunk(CommitChunk { stream, chunk, acknowledged: 1, partitions, object: None })
     }
 
     /// Commits batches of one partition in the default lane.
@@ -300,7 +300,8 @@ impl Rig {
         batches: Vec<CommitBatch>,
     ) -> Vec<BatchResult> {
         let class_epoch = self.machine.view().topic(topic_id).map_or(0, |topic| topic.class_epoch);
-        let command = self.chunk(stream, vec![CommitPartition { topic_id, partition, class_epoch, batches }]);
+        let command = self
+            .chunk(stream, vec![CommitPartition { topic_id, partition, class_epoch, batches, position: 0 }]);
         match self.send(session, WAL_LANE, command) {
             CommandResult::Chunk(chunk) if chunk.error_code == 0 => chunk.batches,
             other => panic!("{other:?}"),

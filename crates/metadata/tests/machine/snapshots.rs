@@ -30,10 +30,10 @@ fn any_damage_is_found() {
     let twice = [bytes.as_slice(), &bytes[12..]].concat();
     assert!(StateMachine::restore(&twice).is_err());
     let mut later = bytes;
-    later[8] = 2;
+    later[8] = 3;
     assert!(matches!(
         StateMachine::restore(&later),
-        Err(MetadataError::Version { what: "snapshot", found: 2, .. })
+        Err(MetadataError::Version { what: "snapshot", found: 3, .. })
     ));
 }
 

@@ -33,6 +33,7 @@ fn apply_is_fast() {
                     topic_id: topics[(p % 10) as usize],
                     partition: (p / 10) as i32,
                     class_epoch: 0,
+                    position: 0,
                     batches: vec![if producers {
                         CommitBatch { ordinal: p as u32, ..idempotent(ids.first, 0, n as i32 * 10, 10) }
                     } else {
@@ -45,6 +46,7 @@ fn apply_is_fast() {
                     chunk: n + 1,
                     acknowledged: 1,
                     partitions: parts,
+                    object: None,
                 });
                 let number = n + 1;
                 Entry::new(

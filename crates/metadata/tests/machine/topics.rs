@@ -55,7 +55,7 @@ fn bad_topics_are_refused() {
     assert_eq!(code(&|t| _ = t.configs.insert("nope".into(), "1".into())), codes::INVALID_CONFIG);
     assert_eq!(code(&|t| _ = t.configs.insert("retention.ms".into(), "x".into())), codes::INVALID_CONFIG);
     assert_eq!(
-        code(&|t| _ = t.configs.insert("isobar.durability".into(), "object".into())),
+        code(&|t| _ = t.configs.insert("isobar.durability".into(), "cloud".into())),
         codes::INVALID_CONFIG
     );
     assert_eq!(code(&|t| t.replication_factor = 99), 0);

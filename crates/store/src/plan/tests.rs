@@ -26,6 +26,7 @@ fn view(partition: i32, log_start: i64, extents: &[Extent], stored: &[Extent]) -
         wal_bytes: wal.values().map(|extent| extent.size_bytes).sum(),
         wal,
         stores: Default::default(),
+        indexed: Default::default(),
     };
     view.stores.insert(STORE, by_offset(stored));
     view
@@ -44,7 +45,7 @@ fn extent(base_offset: i64, count: i64, stream: u64, chunk: u64, size_bytes: u64
 }
 
 fn stored(base_offset: i64, count: i64) -> Extent {
-    let object = ObjectLocation { object: ObjectId(1), position: 0, size_bytes: 1 };
+    let object = ObjectLocation::new(ObjectId(1), 0, 1);
     Extent { location: Some(Location::Object(object)), ..extent(base_offset, count, 0, 0, 1) }
 }
 
