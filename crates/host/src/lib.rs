@@ -206,6 +206,15 @@ impl Host {
         if self.is_simulated() { (0, 0.0) } else { usage::of_this_process() }
     }
 
+    /// Bytes that this process may still write to the file system of a path that exists. Without bound when simulated.
+    pub fn free_disk_bytes(&self, path: &Path) -> io::Result<u64> {
+        if self.is_simulated() {
+            return Ok(u64::MAX);
+        }
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     /// The id of this process; 1 when simulated.
     pub fn process_id(&self) -> u32 {
         if self.is_simulated() { 1 } else { std::process::id() }

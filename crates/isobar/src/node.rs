@@ -8,6 +8,7 @@
 //! DATA/metadata/   Raft log and snapshots
 //! DATA/wal/        the WAL replica
 //! DATA/bucket/     the store, unless another is named
+//! DATA/cache/      blocks of objects; may be deleted while no process runs
 //! ```
 //!
 //! Invariants:
@@ -32,8 +33,9 @@ use isobar_metadata::{ClusterFormat, Command, CommandResult, Image, StoreId};
 use isobar_protocol::Uuid;
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
 use isobar_store::{
-    Bucket, BucketOptions, Deleter, DeleterOptions, MemoryCache, ObjectReader, ProposeFailed, Proposer,
-    StoreError, StoreMetrics, Uploader, UploaderOptions, UploaderParts,
+    BlockCache, Bucket, BucketOptions, Deleter, DeleterOptions, DiskCache, DiskCacheOptions, MemoryCache,
+    ObjectReader, ProposeFailed, Proposer, StoreError, StoreMetrics, Uploader, UploaderOptions,
+    UploaderParts,
 };
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
 use object_store::ObjectStore;
@@ -45,6 +47,8 @@ use serde::{Deserialize, Serialize};
 /// The store's number and name in metadata.
 const STORE: StoreId = StoreId(1);
 const STORE_NAME: &str = "local";
+/// Disk for blocks of objects, unless something else is said.
+const DISK_CACHE_BYTES: u64 = 1 << 30;
 /// How long a stop waits for the WAL to be uploaded; what is left is found there at the next start.
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -82,6 +86,9 @@ pub struct NodeOptions {
     pub tail_bytes: usize,
     /// Memory for blocks of objects.
     pub cache_bytes: usize,
+    /// Disk for blocks of objects, below `cache/`; 0: none. `None`: 1 GiB, if four times that is free and the store is not
+    /// a directory, which is on a disk itself.
+    pub disk_cache_bytes: Option<u64>,
     /// A Raft snapshot is taken when the log since the last exceeds this.
     pub snapshot_after_bytes: u64,
     /// When objects that nothing refers to are deleted.
@@ -102,6 +109,7 @@ impl NodeOptions {
             wal_max_disk_bytes: ReplicaOptions::default().max_disk_bytes,
             tail_bytes: 128 << 20,
             cache_bytes: 64 << 20,
+            disk_cache_bytes: None,
             snapshot_after_bytes: 64 << 20,
             deleter: DeleterOptions::default(),
         }
@@ -163,6 +171,7 @@ pub struct Node {
     uploader: Arc<OnceLock<Uploader>>,
     deleter: Deleter,
     admin: Option<Admin>,
+    disk_cache: Option<DiskCache>,
     store_metrics: StoreMetrics,
     _lock: DirLock,
 }
@@ -187,7 +196,12 @@ impl Node {
         let store_metrics = StoreMetrics::default();
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
-        let cache = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
+        let memory = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
+        let disk_cache = start_disk_cache(host, &options, &memory, &quorum.cluster().cluster_id, &bucket);
+        let cache: Arc<dyn BlockCache> = match &disk_cache {
+            Some(cache) => Arc::new(cache.clone()),
+            None => Arc::new(memory),
+        };
 
         let metrics = Arc::new(Metrics::default());
         metrics.register(&mut registry);
@@ -200,7 +214,7 @@ impl Node {
             image: Arc::clone(&live),
             wal: Arc::new(wal.clone()),
             directory: wal.directory(),
-            objects: ObjectReader::new(bucket.clone(), Arc::new(cache)),
+            objects: ObjectReader::new(bucket.clone(), cache),
             home_store: STORE,
             metrics,
             on_appended: Arc::new(move |bytes| {
@@ -215,7 +229,7 @@ impl Node {
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
         let deleter = Deleter::start(host, bucket, proposer, options.deleter.clone());
         let admin = start_admin(host, &options, registry, &broker).await?;
-        Ok(Self { broker, quorum, wal, uploader, deleter, admin, store_metrics, _lock: lock })
+        Ok(Self { broker, quorum, wal, uploader, deleter, admin, disk_cache, store_metrics, _lock: lock })
     }
 
     /// Where Kafka clients connect.
@@ -264,6 +278,9 @@ impl Node {
         }
         self.deleter.stop().await;
         self.broker.stop();
+        if let Some(cache) = &self.disk_cache {
+            cache.close().await;
+        }
         self.wal.close().await;
         self.quorum.shutdown().await?;
         Ok(())
@@ -374,6 +391,27 @@ async fn open_bucket(
         }
         Store::Given(store) => Bucket::new(host, STORE_NAME, "", Arc::clone(store), settings, metrics),
     })
+}
+
+/// A disk below the block cache. foyer has threads of its own, so there is none in the simulation.
+fn start_disk_cache(
+    host: &Host,
+    options: &NodeOptions,
+    memory: &MemoryCache,
+    cluster_id: &str,
+    bucket: &Bucket,
+) -> Option<DiskCache> {
+    let room = || host.free_disk_bytes(&options.data).is_ok_and(|free| free >= 4 * DISK_CACHE_BYTES);
+    let max_bytes = match options.disk_cache_bytes {
+        Some(bytes) => bytes,
+        None if bucket.directory().is_none() && room() => DISK_CACHE_BYTES,
+        None => 0,
+    };
+    if max_bytes == 0 || host.is_simulated() {
+        return None;
+    }
+    let settings = DiskCacheOptions::new(options.data.join("cache"), max_bytes);
+    Some(DiskCache::start(host, memory.clone(), cluster_id, settings, bucket.metrics().clone()))
 }
 
 fn start_uploader(

@@ -58,8 +58,24 @@ pub struct StoreMetrics {
     pub cache_hits: Counter,
     /// Blocks that had to be loaded.
     pub cache_misses: Counter,
-    /// Bytes in the cache.
+    /// Bytes in the cache's memory.
     pub cache_bytes: Gauge<u64, AtomicU64>,
+    /// Bytes read ahead of sequential readers.
+    pub cache_ahead_bytes: Counter,
+    /// Bytes read ahead that left the cache before anybody asked for them.
+    pub cache_unused_bytes: Counter,
+    /// Blocks that came back from the local disk.
+    pub disk_hits: Counter,
+    /// Blocks that were not on the local disk.
+    pub disk_misses: Counter,
+    /// Bytes written to the local disk.
+    pub disk_written_bytes: Counter,
+    /// Blocks not written to the local disk, because it was behind or short of room.
+    pub disk_skipped: Counter,
+    /// Blocks whose bytes came back from the local disk damaged; loaded from the store instead.
+    pub disk_damaged: Counter,
+    /// Blocks that the local disk failed to give back; loaded from the store instead.
+    pub disk_errors: Counter,
 }
 
 fn latency() -> Histogram {
@@ -84,6 +100,14 @@ impl Default for StoreMetrics {
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
             cache_bytes: Gauge::default(),
+            cache_ahead_bytes: Counter::default(),
+            cache_unused_bytes: Counter::default(),
+            disk_hits: Counter::default(),
+            disk_misses: Counter::default(),
+            disk_written_bytes: Counter::default(),
+            disk_skipped: Counter::default(),
+            disk_damaged: Counter::default(),
+            disk_errors: Counter::default(),
         }
     }
 }
@@ -96,9 +120,7 @@ impl StoreMetrics {
         store.register("transferred", "Bytes sent to or received from a store", self.bytes.clone());
         store.register_with_unit("latency", "Time of an attempt", Unit::Seconds, self.latency.clone());
         store.register("deleted_objects", "Objects deleted", self.deleted.clone());
-        store.register("cache_hits", "Blocks served from the cache", self.cache_hits.clone());
-        store.register("cache_misses", "Blocks loaded into the cache", self.cache_misses.clone());
-        store.register_with_unit("cache", "Bytes in the block cache", Unit::Bytes, self.cache_bytes.clone());
+        self.register_cache(registry.sub_registry_with_prefix("isobar_cache"));
         let upload = registry.sub_registry_with_prefix("isobar_upload");
         upload.register_with_unit(
             "waiting",
@@ -124,6 +146,40 @@ impl StoreMetrics {
             "lost_batches",
             "Batches not found where metadata says; an alarm",
             self.lost_batches.clone(),
+        );
+    }
+
+    fn register_cache(&self, cache: &mut Registry) {
+        cache.register("hits", "Blocks served from memory", self.cache_hits.clone());
+        cache.register("misses", "Blocks that a reader had to wait for", self.cache_misses.clone());
+        cache.register_with_unit(
+            "memory",
+            "Bytes of blocks in memory",
+            Unit::Bytes,
+            self.cache_bytes.clone(),
+        );
+        let bytes = |name, help, counter: &Counter, cache: &mut Registry| {
+            cache.register_with_unit(name, help, Unit::Bytes, counter.clone());
+        };
+        bytes("ahead", "Read ahead of sequential readers", &self.cache_ahead_bytes, cache);
+        bytes("ahead_unused", "Read ahead and dropped before anybody asked", &self.cache_unused_bytes, cache);
+        bytes("disk_written", "Written to the local disk", &self.disk_written_bytes, cache);
+        cache.register("disk_hits", "Blocks that came from the local disk", self.disk_hits.clone());
+        cache.register("disk_misses", "Blocks that were not on the local disk", self.disk_misses.clone());
+        cache.register(
+            "disk_skipped",
+            "Blocks not written to the local disk, which was behind or short of room",
+            self.disk_skipped.clone(),
+        );
+        cache.register(
+            "disk_damaged",
+            "Blocks that came damaged from the local disk; loaded from the store instead",
+            self.disk_damaged.clone(),
+        );
+        cache.register(
+            "disk_errors",
+            "Blocks that the local disk failed to read; loaded from the store instead",
+            self.disk_errors.clone(),
         );
     }
 

@@ -13,12 +13,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use isobar_metadata::ids::ObjectId;
 use isobar_protocol::batch::{BatchHeader, HEADER_BYTES, verify_crc};
 use parking_lot::Mutex;
 
-use crate::cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, Load};
+use crate::cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, BlockSource};
 use crate::format::object_key;
 use crate::{Bucket, StoreError};
 
@@ -42,6 +43,7 @@ pub struct ReadObject {
 #[derive(Clone)]
 pub struct ObjectReader {
     bucket: Bucket,
+    source: Arc<dyn BlockSource>,
     cache: Arc<dyn BlockCache>,
     hints: Arc<Mutex<Hints>>,
 }
@@ -100,10 +102,36 @@ impl Found {
     }
 }
 
+/// Blocks out of a bucket's objects.
+struct FromBucket {
+    bucket: Bucket,
+}
+
+#[async_trait]
+impl BlockSource for FromBucket {
+    async fn load(
+        &self,
+        object: ObjectId,
+        blocks: Range<u32>,
+        found: &mut (dyn FnMut(Bytes) + Send),
+    ) -> Result<(), StoreError> {
+        let range = u64::from(blocks.start) * BLOCK_BYTES..u64::from(blocks.end) * BLOCK_BYTES;
+        let bytes = self.bucket.get_up_to(&object_key(object), range).await?;
+        if blocks.len() == 1 {
+            found(bytes);
+        } else {
+            // Copies: a block must not keep its neighbours in memory.
+            bytes.chunks(BLOCK_BYTES as usize).for_each(|block| found(Bytes::copy_from_slice(block)));
+        }
+        Ok(())
+    }
+}
+
 impl ObjectReader {
     /// Reads from this store through this cache.
     pub fn new(bucket: Bucket, cache: Arc<dyn BlockCache>) -> Self {
-        Self { bucket, cache, hints: Arc::default() }
+        let source = Arc::new(FromBucket { bucket: bucket.clone() });
+        Self { bucket, source, cache, hints: Arc::default() }
     }
 
     /// The store it reads from.
@@ -135,14 +163,7 @@ impl ObjectReader {
     }
 
     async fn block(&self, object: ObjectId, block: u32) -> Result<Arc<Block>, StoreError> {
-        let bucket = self.bucket.clone();
-        let load: Load = Box::new(move || {
-            Box::pin(async move {
-                let start = u64::from(block) * BLOCK_BYTES;
-                bucket.get_up_to(&object_key(object), start..start + BLOCK_BYTES).await
-            })
-        });
-        self.cache.get(BlockKey { object, block }, load).await
+        self.cache.get(BlockKey { object, block }, &self.source).await
     }
 }
 
