@@ -1,13 +1,13 @@
 //! What metadata needs though nobody asks for anything: its clock to go on, and idle producers forgotten.
 //!
 //! The state machine's time moves with entries only, and a step over ten minutes holds all expiry. So the broker of the
-//! lowest id proposes an `ExpireProducers` for some shards every [`ROUND`], for all of them within [`ROUNDS`] of these.
+//! lowest id proposes what has become due: deleted topics whose window is over, and an `ExpireProducers` for some shards every [`ROUND`], for all of them within [`ROUNDS`] of these.
 //! (How long an idle producer is remembered, `producer.id.expiration.ms`, is a config of the cluster, read in apply.)
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_metadata::command::ExpireProducers;
+use isobar_metadata::command::{ExpireProducers, ExpireTopics};
 use isobar_metadata::{Command, CommandResult};
 use tokio::time::{Instant, sleep_until};
 
@@ -40,6 +40,7 @@ async fn run(broker: Arc<Broker>) {
             continue;
         }
         let shards = broker.image.with(|image| image.shards());
+        expire_topics(&broker).await;
         for shard in shards_of(round, shards) {
             match broker.session.propose(Command::ExpireProducers(ExpireProducers { shard })).await {
                 Ok(CommandResult::Expired(expired)) if expired.count > 0 => {
@@ -60,6 +61,23 @@ fn shards_of(round: u32, shards: u32) -> impl Iterator<Item = u32> {
     let turn = round % ROUNDS;
     let any = (shards > 0).then(|| round % shards.max(1)).filter(move |_| shards < ROUNDS);
     any.into_iter().chain((0..shards).filter(move |shard| shards >= ROUNDS && shard % ROUNDS == turn))
+}
+
+/// By this node's clock; the state machine's decides.
+async fn expire_topics(broker: &Arc<Broker>) {
+    let now_ms = broker.host.now_ms();
+    while broker.image.with(|image| image.deleted_topics().any(|topic| topic.purge_ms <= now_ms)) {
+        match broker.session.propose(Command::ExpireTopics(ExpireTopics { limit: 0 })).await {
+            Ok(CommandResult::Expired(expired)) if expired.count > 0 => {
+                tracing::info!(count = expired.count, "deleted topics are gone for good");
+            }
+            Ok(CommandResult::Expired(_)) => return,
+            other => {
+                tracing::warn!(answer = ?other, "deleted topics could not be expired; again later");
+                return;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

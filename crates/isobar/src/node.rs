@@ -29,7 +29,8 @@ use isobar_admin::{Admin, AdminError, Health};
 use isobar_broker::{BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker, SessionProposer};
 use isobar_host::Host;
 use isobar_host::disk::DirLock;
-use isobar_metadata::{ClusterFormat, Command, CommandResult, Image, StoreId};
+use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
+use isobar_metadata::{ClusterFormat, Command, CommandResult, Envelope, Image, StoreId};
 use isobar_protocol::Uuid;
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
 use isobar_store::{
@@ -187,6 +188,7 @@ impl Node {
         let mut registry = Registry::default();
 
         let quorum = start_quorum(host, &options, known.is_none()).await?;
+        raise_level(&quorum).await?;
         quorum.metrics().register(&mut registry);
         let (image, effects) = quorum.subscribe();
         let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
@@ -352,6 +354,16 @@ async fn start_quorum(host: &Host, options: &NodeOptions, fresh: bool) -> Result
         quorum.format = Some(ClusterFormat::dev(new_cluster_id(host), STORE_NAME.to_owned()));
     }
     Ok(Quorum::start(host, quorum).await?)
+}
+
+/// A single voter need not ask whether the others know the level.
+async fn raise_level(quorum: &Quorum) -> Result<(), NodeError> {
+    if quorum.subscribe().0.feature_level() < FEATURE_LEVEL {
+        let command = Command::SetFeatureLevel(SetFeatureLevel { level: FEATURE_LEVEL });
+        let raised = quorum.propose(Envelope::unnumbered(command)).await;
+        raised.map_err(|error| RaftError::Stopped(format!("the feature level was not raised: {error}")))?;
+    }
+    Ok(())
 }
 
 async fn open_wal(

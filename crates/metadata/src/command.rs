@@ -787,7 +787,8 @@ pub struct TopicPartition {
     pub partition: i32,
 }
 
-/// Forgets offsets of groups without members that are older than the retention, offsets of deleted topics, and then groups
+/// Forgets offsets of groups without members that are older than the retention, offsets of topics that are gone for good,
+/// and then groups
 /// that hold nothing.
 #[derive(Clone, PartialEq, Message)]
 pub struct ExpireOffsets {

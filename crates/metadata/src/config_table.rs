@@ -88,6 +88,36 @@ pub fn broker_config(name: &str) -> Option<&'static ConfigDef> {
     BROKER_CONFIGS.iter().find(|def| def.name == name)
 }
 
+/// `isobar.durability` before level 2.
+static DURABILITY_OF_LEVEL_1: ConfigDef = ConfigDef {
+    name: "isobar.durability",
+    kind: ConfigType::String,
+    default: "wal",
+    check: Check::OneOf(&["wal"]),
+    broker_name: "",
+    doc: "How a record becomes durable: wal, a write quorum of the write-ahead log.",
+};
+
+/// The definition of a topic config (or of a broker config, by `find`) at a feature level: what apply answers may not depend
+/// on what its binary knows beyond that.
+pub(crate) fn config_at(
+    level: u32,
+    name: &str,
+    find: fn(&str) -> Option<&'static ConfigDef>,
+) -> Option<&'static ConfigDef> {
+    match name {
+        "isobar.undelete.window.ms" if level < 2 => None,
+        "isobar.durability" if level < 2 => Some(&DURABILITY_OF_LEVEL_1),
+        _ => find(name),
+    }
+}
+
+/// Whether a broker is started with this config, at a feature level.
+pub(crate) fn is_fixed_at(level: u32, name: &str) -> bool {
+    let later = level < 2 && name == "log.retention.check.interval.ms";
+    !later && FIXED_BROKER_CONFIGS.iter().any(|def| def.name == name)
+}
+
 impl ConfigDef {
     /// A value as DescribeConfigs tells it: what was set may have spaces or capitals that mean nothing.
     pub fn canonical(&self, value: &str) -> String {

@@ -14,9 +14,10 @@
 //! 6. A chunk's extents are made by one commit only, so a chunk that is released is never pointed at again.
 //!
 //! Accepted leaks: a fenced session's results stay until its node registers again or, an hour later, any session is
-//! registered or fenced; offsets of deleted topics stay until offsets are expired.
+//! registered or fenced; offsets of topics that are gone stay until offsets are expired.
 
 mod commits;
+mod compaction;
 mod configs;
 mod groups;
 mod lanes;
@@ -244,6 +245,7 @@ impl StateMachine {
             Command::SetFeatureLevel(c) => self.set_feature_level(c.level),
             Command::SetWriteQuorum(c) => self.set_write_quorum(c.write_quorum),
             Command::RaiseIncarnation(c) => self.raise_incarnation(c.incarnation),
+            Command::ArchiveAdvanced(c) => self.archive_advanced(c),
             other => match self.expiry(other) {
                 Some(result) => result,
                 None => return refuse(RefusalKind::Malformed, 0),
@@ -259,6 +261,7 @@ impl StateMachine {
             Command::ExpireObjects(c) => self.expire_objects(c),
             Command::ExpireProducers(c) => self.expire_producers(c),
             Command::ExpireOffsets(c) => self.expire_offsets(c),
+            Command::ExpireTopics(c) => self.expire_topics(c),
             _ => return None,
         })
     }
@@ -270,9 +273,13 @@ impl StateMachine {
             Command::CloseStream(c) => self.close_stream(session, c.stream),
             Command::GrantObjects(c) => self.grant_objects(session, c),
             Command::CommitObject(c) => self.commit_object(c),
+            Command::CompactObjects(c) => self.compact_objects(c),
+            Command::CommitIndex(c) => self.commit_index(c),
             Command::ObjectsDeleted(c) => self.objects_deleted(c),
             Command::CreateTopics(c) => self.create_topics(c),
             Command::DeleteTopics(c) => self.delete_topics(c),
+            Command::UndeleteTopic(c) => self.undelete_topic(c),
+            Command::PurgeTopics(c) => self.purge_topics(c),
             Command::CreatePartitions(c) => self.create_partitions(c),
             Command::AlterConfigs(c) => self.alter_configs(c),
             Command::MoveLogStart(c) => self.move_log_start(c),

@@ -15,7 +15,7 @@ use isobar_host::sim::{SimDisk, World};
 use isobar_metadata::StateMachine;
 use isobar_metadata::command::{
     CommitBatch, CommitChunk, CommitPartition, CreateTopics, DeleteTopics, ExpireObjects, NewTopic,
-    OpenStream, RegisterDirectory, RegisterSession,
+    OpenStream, PurgeTopics, RegisterDirectory, RegisterSession,
 };
 use isobar_metadata::ids::{Durability, lane_of};
 use isobar_metadata::record::{ClusterFormat, ObjectState};
@@ -409,6 +409,7 @@ async fn aftermath(node: Option<Node>, counts: Arc<Mutex<Counts>>) {
     }
     // A deleted topic's objects are deleted, and those that never were committed.
     node.quorum.control(Command::DeleteTopics(DeleteTopics { topic_ids: vec![topic(1), topic(2)] }));
+    node.quorum.control(Command::PurgeTopics(PurgeTopics { topic_ids: vec![topic(1), topic(2)] }));
     let mut waits = 0;
     loop {
         let image = node.quorum.image();

@@ -3,11 +3,15 @@
 use super::producers::{KeptBatch, Verdict};
 use super::{StateMachine, failed};
 use crate::codes;
-use crate::command::{CommitBatch, CommitChunk, CommitPartition, OpenStream, batch_flags};
+use crate::command::{ChunkObject, CommitBatch, CommitChunk, CommitPartition, OpenStream, batch_flags};
 use crate::config_table::TimestampType;
 use crate::effect::{Appended, ChunkCommitted, EffectKind, Released, StreamForgotten};
-use crate::ids::{Durability, LaneId, PartitionKey, SessionId, StreamId, TopicId, classes_of, shard_of};
-use crate::record::{Extent, Location, StreamRecord, WalLocation};
+use crate::ids::{
+    Durability, LaneId, ObjectId, PartitionKey, PlacementId, SessionId, StoreId, StreamId, TopicId,
+    classes_of, shard_of,
+};
+use crate::image::Object;
+use crate::record::{Extent, Location, ObjectLocation, ObjectRecord, ObjectState, StreamRecord, WalLocation};
 use crate::result::{BatchResult, ChunkResult, CommandResult, RefusalKind, StreamGranted};
 
 /// Open streams of one session.
@@ -24,11 +28,59 @@ struct TopicFacts {
     log_append_time: bool,
 }
 
+/// Where a chunk's batches lie.
+#[derive(Clone, Copy)]
+enum Place {
+    Wal {
+        stream: StreamId,
+        chunk: u64,
+    },
+    /// `position` is that of the next batch.
+    Object {
+        object: ObjectId,
+        store: StoreId,
+        size_bytes: u64,
+        position: u64,
+    },
+}
+
+impl Place {
+    /// An extent of this one batch.
+    fn of(self, batch: &CommitBatch) -> Location {
+        match self {
+            Self::Wal { stream, chunk } => {
+                Location::Wal(WalLocation { stream, chunk, first_batch: batch.ordinal, batches: 1 })
+            }
+            Self::Object { object, position, .. } => {
+                let location = ObjectLocation::new(object, position, batch.size_bytes);
+                Location::Object(ObjectLocation { unstamped: true, ..location })
+            }
+        }
+    }
+
+    /// Adds the batch to an extent's location if it lies right behind.
+    fn grow(self, location: &mut Location, batch: &CommitBatch) -> bool {
+        match (self, location) {
+            (Self::Wal { .. }, Location::Wal(wal)) => {
+                let follows = wal.first_batch.checked_add(wal.batches) == Some(batch.ordinal);
+                wal.batches += u32::from(follows);
+                follows
+            }
+            (Self::Object { position, .. }, Location::Object(object)) => {
+                let size_bytes = object.size_bytes.checked_add(batch.size_bytes);
+                let follows = object.range().end == position && size_bytes.is_some();
+                object.size_bytes = size_bytes.filter(|_| follows).unwrap_or(object.size_bytes);
+                follows
+            }
+            _ => false,
+        }
+    }
+}
+
 /// The partition being sequenced.
 struct Sequencer {
     key: PartitionKey,
-    stream: StreamId,
-    chunk: u64,
+    place: Place,
     now_ms: i64,
     /// -1 unless the topic says LogAppendTime.
     append_time_ms: i64,
@@ -68,7 +120,7 @@ impl StateMachine {
     }
 
     fn check_stream(&self, session: SessionId, c: &OpenStream) -> Result<(), &'static str> {
-        if !self.is_commit_lane(c.lane) {
+        if !self.is_stream_lane(c.lane) {
             return Err("the lane is not that of a durability class and a placement class");
         }
         if c.write_quorum < self.image.cluster.write_quorum {
@@ -92,8 +144,8 @@ impl StateMachine {
         Ok(())
     }
 
-    fn is_commit_lane(&self, lane: LaneId) -> bool {
-        // The object class has no streams, and is not built yet.
+    fn is_stream_lane(&self, lane: LaneId) -> bool {
+        // The object class has no streams.
         matches!(classes_of(lane), Some((Durability::Wal, placement)) if self.image.placement(placement).is_some())
     }
 
@@ -133,8 +185,12 @@ impl StateMachine {
         lane: LaneId,
         c: &CommitChunk,
     ) -> Result<ChunkResult, RefusalKind> {
-        if !self.is_commit_lane(lane) {
-            return Err(RefusalKind::Malformed);
+        match classes_of(lane) {
+            Some((Durability::Object, placement)) if self.feature_level() >= 2 => {
+                return self.commit_object_chunk(session, lane, placement, c);
+            }
+            _ if !self.is_stream_lane(lane) || c.object.is_some() => return Err(RefusalKind::Malformed),
+            _ => {}
         }
         let stream = self.image.streams.get(&c.stream).filter(|stream| stream.session == session);
         if c.partitions.is_empty() {
@@ -155,15 +211,57 @@ impl StateMachine {
         if acknowledged < stream.write_quorum || !rises(stream, c.chunk) {
             return Ok(ChunkResult { error_code: codes::INVALID_REQUEST, batches: Vec::new() });
         }
+        let (batches, extents) = self.sequence_all(lane, c, Place::Wal { stream: c.stream, chunk: c.chunk });
+        self.chunk_committed(c, extents);
+        Ok(ChunkResult { error_code: codes::NONE, batches })
+    }
+
+    /// A chunk of the class `object`: the first of this and the object's expiry wins.
+    fn commit_object_chunk(
+        &mut self,
+        session: SessionId,
+        lane: LaneId,
+        placement: PlacementId,
+        c: &CommitChunk,
+    ) -> Result<ChunkResult, RefusalKind> {
+        let Some(placement) = self.image.placement(placement) else { return Err(RefusalKind::Malformed) };
+        let Some(chunk) = c.object else {
+            // A chunk that was given up before its object had a name.
+            let given_up = ChunkResult { error_code: codes::NONE, batches: Vec::new() };
+            return if c.partitions.is_empty() { Ok(given_up) } else { Err(RefusalKind::Malformed) };
+        };
+        let allowed = placement.allow.is_empty() || placement.allow.contains(&chunk.store);
+        let elsewhere = placement.require.iter().any(|store| *store != chunk.store);
+        if !allowed || elsewhere || self.image.store_name(chunk.store).is_none() {
+            return Ok(ChunkResult { error_code: codes::INVALID_REQUEST, batches: Vec::new() });
+        }
+        let prepared =
+            |object: &&Object| object.state == ObjectState::Prepared as i32 && object.session == session;
+        let record = self.image.object(chunk.object).filter(prepared).map(|object| object.record);
+        let Some(record) = record else {
+            let batches = c.partitions.iter().flat_map(|partition| &partition.batches);
+            let batches = batches.map(|_| batch_error(codes::KAFKA_STORAGE_ERROR, -1)).collect();
+            return Ok(ChunkResult { error_code: codes::NONE, batches });
+        };
+        let ChunkObject { object, store, size_bytes } = chunk;
+        let state = ObjectState::Committed as i32;
+        self.put_object(ObjectRecord { state, store, size_bytes, complete: true, ..record });
+        let (batches, _) =
+            self.sequence_all(lane, c, Place::Object { object, store, size_bytes, position: 0 });
+        self.unreference(object);
+        Ok(ChunkResult { error_code: codes::NONE, batches })
+    }
+
+    /// Every partition of a chunk: one answer a batch, and how many extents it made.
+    fn sequence_all(&mut self, lane: LaneId, c: &CommitChunk, place: Place) -> (Vec<BatchResult>, u32) {
         let count = c.partitions.iter().map(|partition| partition.batches.len()).sum();
         let mut batches = Vec::with_capacity(count);
         let mut facts = None;
         let mut extents = 0;
         for partition in &c.partitions {
-            extents += self.sequence(lane, c, partition, &mut facts, &mut batches);
+            extents += self.sequence(lane, place, partition, &mut facts, &mut batches);
         }
-        self.chunk_committed(c, extents);
-        Ok(ChunkResult { error_code: codes::NONE, batches })
+        (batches, extents)
     }
 
     fn chunk_committed(&mut self, c: &CommitChunk, extents: u32) {
@@ -181,12 +279,12 @@ impl StateMachine {
     fn sequence(
         &mut self,
         lane: LaneId,
-        c: &CommitChunk,
+        place: Place,
         partition: &CommitPartition,
         facts: &mut Option<TopicFacts>,
         results: &mut Vec<BatchResult>,
     ) -> u32 {
-        let mut sequencer = match self.sequencer(lane, c, partition, facts) {
+        let mut sequencer = match self.sequencer(lane, place, partition, facts) {
             Ok(sequencer) => sequencer,
             Err(error) => {
                 results.extend(partition.batches.iter().map(|_| error));
@@ -196,6 +294,9 @@ impl StateMachine {
         for batch in &partition.batches {
             let result = self.sequence_batch(&mut sequencer, batch);
             results.push(result);
+            if let Place::Object { position, .. } = &mut sequencer.place {
+                *position += u64::from(batch.size_bytes);
+            }
         }
         self.close_extent(&mut sequencer);
         sequencer.extents
@@ -204,7 +305,7 @@ impl StateMachine {
     fn sequencer(
         &self,
         lane: LaneId,
-        c: &CommitChunk,
+        mut place: Place,
         partition: &CommitPartition,
         facts: &mut Option<TopicFacts>,
     ) -> Result<Sequencer, BatchResult> {
@@ -227,11 +328,17 @@ impl StateMachine {
         if facts.class_epoch != partition.class_epoch || facts.lane != lane {
             return Err(batch_error(codes::NOT_LEADER_OR_FOLLOWER, view.log_start));
         }
+        if let Place::Object { position, size_bytes, .. } = &mut place {
+            *position = partition.position;
+            let sizes = partition.batches.iter().map(|batch| u64::from(batch.size_bytes));
+            if partition.position.saturating_add(sizes.sum()) > *size_bytes {
+                return Err(batch_error(codes::INVALID_REQUEST, view.log_start));
+            }
+        }
         let now_ms = self.image.time_ms;
         Ok(Sequencer {
             key,
-            stream: c.stream,
-            chunk: c.chunk,
+            place,
             now_ms,
             append_time_ms: if facts.log_append_time { now_ms } else { -1 },
             log_start: view.log_start,
@@ -275,16 +382,13 @@ impl StateMachine {
         }
     }
 
-    /// Gives the batch its offsets: in the open extent if its ordinal follows, else in a new one.
+    /// Gives the batch its offsets: in the open extent if it lies right behind, else in a new one.
     fn extend(&mut self, s: &mut Sequencer, batch: &CommitBatch) {
         let base_offset = s.next_offset;
         s.next_offset += i64::from(batch.record_count);
         let timestamp = if s.append_time_ms >= 0 { s.append_time_ms } else { batch.max_timestamp_ms };
-        if let Some(Extent { location: Some(Location::Wal(wal)), .. }) = &mut s.open
-            && wal.first_batch.checked_add(wal.batches) == Some(batch.ordinal)
-        {
-            wal.batches += 1;
-        } else {
+        let open = s.open.as_mut().and_then(|extent| extent.location.as_mut());
+        if !open.is_some_and(|location| s.place.grow(location, batch)) {
             self.close_extent(s);
             s.open = Some(Extent {
                 base_offset,
@@ -292,12 +396,7 @@ impl StateMachine {
                 max_timestamp_ms: timestamp,
                 append_time_ms: s.append_time_ms,
                 size_bytes: 0,
-                location: Some(Location::Wal(WalLocation {
-                    stream: s.stream,
-                    chunk: s.chunk,
-                    first_batch: batch.ordinal,
-                    batches: 1,
-                })),
+                location: Some(s.place.of(batch)),
             });
         }
         if let Some(extent) = &mut s.open {
@@ -314,7 +413,10 @@ impl StateMachine {
                 topic_id: s.key.topic_id,
                 partition: s.key.partition,
                 extent,
-                store: None,
+                store: match s.place {
+                    Place::Wal { .. } => None,
+                    Place::Object { store, .. } => Some(store),
+                },
             }));
         }
     }

@@ -6,7 +6,7 @@ use super::{StateMachine, failed};
 use crate::codes;
 use crate::command::{AlterConfigs, AlterResource, ConfigOp};
 use crate::config_table::{
-    ConfigDef, ConfigType, FIXED_BROKER_CONFIGS, TopicSettings, broker_config, list_items, topic_config,
+    ConfigDef, ConfigType, TopicSettings, broker_config, config_at, is_fixed_at, list_items, topic_config,
 };
 use crate::effect::{BrokerConfigs, EffectKind};
 use crate::record::TopicRecord;
@@ -45,8 +45,10 @@ impl StateMachine {
             let why = format!("The topic '{}' does not exist.", c.name);
             return Err(failed(codes::UNKNOWN_TOPIC_OR_PARTITION, why));
         };
-        let configs = apply_ops(&topic.configs, &c.ops, "topic", topic_config)?;
-        check_topic_configs(&configs).map_err(|why| failed(codes::INVALID_CONFIG, why))?;
+        let level = self.feature_level();
+        let find = |name: &str| config_at(level, name, topic_config);
+        let configs = apply_ops(&topic.configs, &c.ops, "topic", find)?;
+        check_topic_configs(&configs, level).map_err(|why| failed(codes::INVALID_CONFIG, why))?;
         let settings = TopicSettings::of(&configs, self.image.cluster_defaults().as_deref());
         let class_changed = settings.durability != topic.settings.durability;
         let class_epoch = topic.class_epoch + u32::from(class_changed);
@@ -65,13 +67,15 @@ impl StateMachine {
         }
         let empty = Configs::new();
         let known = self.image.broker_configs("").map_or(&empty, |configs| configs);
-        let is_fixed = |name: &&str| FIXED_BROKER_CONFIGS.iter().any(|def| def.name == *name);
+        let level = self.feature_level();
+        let is_fixed = |name: &&str| is_fixed_at(level, name);
         let fixed: Vec<&str> = c.ops.iter().map(|op| op.name.as_str()).filter(is_fixed).collect();
         if !fixed.is_empty() {
             let why = format!("Cannot update these configs dynamically: [{}]", fixed.join(", "));
             return Err(failed(codes::INVALID_REQUEST, why));
         }
-        let configs = apply_ops(known, &c.ops, "broker", broker_config)?;
+        let find = |name: &str| config_at(level, name, broker_config);
+        let configs = apply_ops(known, &c.ops, "broker", find)?;
         if !validate_only && configs != *known {
             self.emit(EffectKind::BrokerConfigs(BrokerConfigs { name: String::new(), configs }));
         }
@@ -139,10 +143,11 @@ fn change_list(
     Ok(items.join(","))
 }
 
-/// Checks a topic's overrides, one by one and together.
-pub fn check_topic_configs(configs: &Configs) -> Result<(), String> {
+/// Checks a topic's overrides, one by one and together, by what a feature level knows.
+pub fn check_topic_configs(configs: &Configs, level: u32) -> Result<(), String> {
     for (name, value) in configs {
-        let def = topic_config(name).ok_or_else(|| format!("Unknown topic config name: {name}"))?;
+        let def = config_at(level, name, topic_config)
+            .ok_or_else(|| format!("Unknown topic config name: {name}"))?;
         def.check(value)?;
     }
     let lag = |name: &str| configs.get(name).and_then(|value| value.trim().parse::<i64>().ok());

@@ -166,7 +166,7 @@ impl StateMachine {
         CommandResult::Expired(Expired { count, next, held: false })
     }
 
-    /// Offsets of deleted topics; and in a group without members those whose commit, or in a group that had members
+    /// Offsets of topics that are gone for good; and in a group without members those whose commit, or in a group that had members
     /// the group's becoming empty, lies before `before`.
     fn expired_of(&self, group: &Group, before: i64) -> Vec<TopicPartition> {
         let empty = group.record.members.is_empty();
@@ -175,7 +175,7 @@ impl StateMachine {
         for (key, offset) in &group.offsets {
             let since =
                 if simple { offset.commit_time_ms } else { offset.commit_time_ms.max(group.state_since_ms) };
-            if (empty && since <= before) || self.image.view(*key).is_none() {
+            if (empty && since <= before) || self.image.stored_view(*key).is_none() {
                 removed.push(TopicPartition { topic_id: key.topic_id, partition: key.partition });
             }
         }

@@ -3,7 +3,8 @@
 use super::{StateMachine, done};
 use crate::codes;
 use crate::command::{
-    CommitObject, ExpireObjects, GrantObjects, MoveLogStart, NewLogStart, ObjectRun, ObjectsDeleted,
+    CommitObject, ExpireObjects, GrantObjects, LogStartReason, MoveLogStart, NewLogStart, ObjectRun,
+    ObjectsDeleted,
 };
 use crate::effect::{EffectKind, LogStartMoved, ObjectForgotten, Stored, Unlisted};
 use crate::ids::{ObjectId, PartitionKey, SessionId, StoreId};
@@ -44,7 +45,7 @@ impl StateMachine {
     }
 
     /// Writes an object's record, with now as the time it reached its state.
-    fn put_object(&mut self, record: ObjectRecord) {
+    pub(super) fn put_object(&mut self, record: ObjectRecord) {
         let (since_ms, since_index) = (self.image.time_ms, self.work.index);
         let due = (record.deadline_ms, record.object);
         if is_open(&record) {
@@ -65,15 +66,15 @@ impl StateMachine {
         }
     }
 
+    /// The object, if a commit may still name it in this store.
+    pub(super) fn open_object(&self, object: ObjectId, store: StoreId) -> Option<ObjectRecord> {
+        let record = self.image.object(object)?.record;
+        let other_store = record.state == ObjectState::Committed as i32 && record.store != store;
+        (is_open(&record) && !other_store && self.image.store_name(store).is_some()).then_some(record)
+    }
+
     pub(super) fn commit_object(&mut self, c: &CommitObject) -> CommandResult {
-        let invalid = ObjectCommitted { error_code: codes::INVALID_REQUEST, applied: Vec::new() };
-        let Some(record) = self.image.object(c.object).map(|object| object.record) else {
-            return CommandResult::ObjectCommitted(invalid);
-        };
-        let other_store = record.state == ObjectState::Committed as i32 && record.store != c.store;
-        if !is_open(&record) || other_store || self.image.store_name(c.store).is_none() {
-            return CommandResult::ObjectCommitted(invalid);
-        }
+        let Some(record) = self.open_object(c.object, c.store) else { return not_open() };
         self.put_object(ObjectRecord {
             state: ObjectState::Committed as i32,
             store: c.store,
@@ -95,7 +96,8 @@ impl StateMachine {
     /// or Inline extent and not yet in that store's list.
     fn commit_run(&mut self, object: ObjectId, store: StoreId, run: &ObjectRun) -> bool {
         let key = PartitionKey::new(run.topic_id, run.partition);
-        let (Some(view), Some(topic)) = (self.image.view(key), self.image.topic(run.topic_id)) else {
+        let stored = (self.image.stored_view(key), self.image.stored_topic(run.topic_id));
+        let (Some(view), Some(topic)) = stored else {
             return false;
         };
         let Some(placement) = self.image.placement(topic.placement) else { return false };
@@ -107,14 +109,7 @@ impl StateMachine {
             topic_id: run.topic_id,
             partition: run.partition,
             store,
-            extent: Extent {
-                base_offset: run.base_offset,
-                last_offset: run.last_offset,
-                max_timestamp_ms: run.max_timestamp_ms,
-                append_time_ms: -1,
-                size_bytes: u64::from(run.size_bytes),
-                location: Some(Location::Object(ObjectLocation::new(object, run.position, run.size_bytes))),
-            },
+            extent: extent_of(object, run),
         }));
         self.unlist_covered(key, run.base_offset, run.last_offset);
         true
@@ -123,9 +118,9 @@ impl StateMachine {
     /// Takes WAL and Inline extents that touch `[from, to]` off the list where every required store has all of them that is
     /// inside the log (any store, if the placement requires none).
     fn unlist_covered(&mut self, key: PartitionKey, from: i64, to: i64) {
-        let Some(view) = self.image.view(key) else { return };
+        let Some(view) = self.image.stored_view(key) else { return };
         let placement =
-            self.image.topic(key.topic_id).and_then(|topic| self.image.placement(topic.placement));
+            self.image.stored_topic(key.topic_id).and_then(|topic| self.image.placement(topic.placement));
         let Some(placement) = placement else { return };
         let first = view.wal.get_prev(&from).map_or(from, |(base, _)| *base);
         let mut base_offsets = Vec::new();
@@ -177,11 +172,12 @@ impl StateMachine {
     // ---- log start ----
 
     pub(super) fn move_log_start(&mut self, c: &MoveLogStart) -> CommandResult {
-        let partitions = c.partitions.iter().map(|partition| self.move_one(partition)).collect();
+        let held = c.reason != LogStartReason::DeleteRecords as i32 && self.expiry_held();
+        let partitions = c.partitions.iter().map(|partition| self.move_one(partition, held)).collect();
         CommandResult::LogStarts(LogStartResults { partitions })
     }
 
-    fn move_one(&mut self, c: &NewLogStart) -> LogStartResult {
+    fn move_one(&mut self, c: &NewLogStart, held: bool) -> LogStartResult {
         let key = PartitionKey::new(c.topic_id, c.partition);
         let Some(view) = self.image.view(key) else {
             return LogStartResult {
@@ -194,14 +190,31 @@ impl StateMachine {
         if log_start < 0 || log_start > view.high_watermark {
             return LogStartResult { error_code: codes::OFFSET_OUT_OF_RANGE, log_start: -1, held: false };
         }
-        if log_start <= view.log_start {
-            return LogStartResult { error_code: codes::NONE, log_start: view.log_start, held: false };
+        if held || log_start <= view.log_start {
+            return LogStartResult { error_code: codes::NONE, log_start: view.log_start, held };
         }
         let (topic_id, partition) = (c.topic_id, c.partition);
         self.emit(EffectKind::LogStartMoved(LogStartMoved { topic_id, partition, log_start }));
         // What is left inside the log of the extent that the new start cuts may be stored already.
         self.unlist_covered(key, log_start, log_start);
         LogStartResult { error_code: codes::NONE, log_start, held: false }
+    }
+}
+
+pub(super) fn not_open() -> CommandResult {
+    let (error_code, applied) = (codes::INVALID_REQUEST, Vec::new());
+    CommandResult::ObjectCommitted(ObjectCommitted { error_code, applied })
+}
+
+/// Where a run's bytes are: final.
+pub(super) fn extent_of(object: ObjectId, run: &ObjectRun) -> Extent {
+    Extent {
+        base_offset: run.base_offset,
+        last_offset: run.last_offset,
+        max_timestamp_ms: run.max_timestamp_ms,
+        append_time_ms: -1,
+        size_bytes: u64::from(run.size_bytes),
+        location: Some(Location::Object(ObjectLocation::new(object, run.position, run.size_bytes))),
     }
 }
 

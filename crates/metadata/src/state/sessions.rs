@@ -2,7 +2,7 @@
 
 use super::{Counters, StateMachine, done, failed};
 use crate::codes;
-use crate::command::{RegisterDirectory, RegisterSession, UpdateSession};
+use crate::command::{ArchiveAdvanced, RegisterDirectory, RegisterSession, UpdateSession};
 use crate::effect::{ClusterChanged, EffectKind, SessionForgotten};
 use crate::ids::{DirectoryId, MAX_INCARNATION, SessionId, StreamId};
 use crate::record::{DirectoryRecord, SessionRecord, SessionState};
@@ -168,6 +168,25 @@ impl StateMachine {
         let coordinator_epoch = self.counters.coordinator_epoch;
         self.counters = Counters { coordinator_epoch, ..Counters::FIRST };
         self.emit(EffectKind::Cluster(ClusterChanged { incarnation, ..self.image.cluster }));
+        done()
+    }
+
+    /// A wrong cut would let objects be deleted that a recovery needs, so it is held against today's, which is never lower
+    /// than the one at `through` was.
+    pub(super) fn archive_advanced(&mut self, c: &ArchiveAdvanced) -> CommandResult {
+        if c.through > self.image.index || c.cut > c.through || c.cut > self.image.recovery_cut() {
+            return CommandResult::Done(failed(
+                codes::INVALID_REQUEST,
+                "the archive cannot reach beyond what was applied, nor its cut beyond the recovery cut",
+            ));
+        }
+        let known = self.image.cluster;
+        let archived_through = c.through.max(known.archived_through);
+        let archived_cut = c.cut.max(known.archived_cut);
+        let cluster = ClusterChanged { archived_through, archived_cut, ..known };
+        if cluster != known {
+            self.emit(EffectKind::Cluster(cluster));
+        }
         done()
     }
 

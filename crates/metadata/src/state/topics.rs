@@ -3,16 +3,22 @@
 use super::configs::check_topic_configs;
 use super::{StateMachine, failed};
 use crate::codes;
-use crate::command::{CreatePartitions, CreateTopics, DeleteTopics, MorePartitions, NewTopic};
-use crate::effect::{EffectKind, TopicDeleted};
+use crate::command::{
+    CreatePartitions, CreateTopics, DeleteTopics, ExpireTopics, MorePartitions, NewTopic, PurgeTopics,
+    UndeleteTopic,
+};
+use crate::effect::{EffectKind, TopicDeleted, TopicPurged, TopicSoftDeleted};
 use crate::ids::{PartitionKey, TopicId};
 use crate::record::TopicRecord;
-use crate::result::{CommandResult, Outcome, TopicResult, TopicResults};
+use crate::result::{CommandResult, Expired, Outcome, TopicResult, TopicResults};
 
 /// Longest topic name, as Kafka has it.
 const MAX_NAME: usize = 249;
 /// New partitions in one command, as KRaft has it.
 const MAX_NEW_PARTITIONS: i64 = 10_000;
+/// Topics that one expiry purges, and after how many of their partitions it stops.
+const MAX_PURGED: u32 = 100;
+const MAX_PURGED_PARTITIONS: i32 = 10_000;
 
 impl StateMachine {
     pub(super) fn create_topics(&mut self, c: &CreateTopics) -> CommandResult {
@@ -24,15 +30,7 @@ impl StateMachine {
                 self.create_topic(topic, c.validate_only)
             };
             match checked {
-                Ok(record) => TopicResult {
-                    error_code: codes::NONE,
-                    message: None,
-                    topic_id: record.topic_id,
-                    name: record.name,
-                    partitions: record.partitions,
-                    replication_factor: record.replication_factor,
-                    configs: record.configs,
-                },
+                Ok(record) => result_of(record),
                 Err(outcome) => topic_error(outcome, TopicId::NIL, &topic.name),
             }
         });
@@ -40,15 +38,7 @@ impl StateMachine {
     }
 
     fn create_topic(&mut self, c: &NewTopic, validate_only: bool) -> Result<TopicRecord, Outcome> {
-        check_name(&c.name).map_err(|why| failed(codes::INVALID_TOPIC_EXCEPTION, why))?;
-        if self.image.names.contains_key(c.name.as_str()) {
-            let why = format!("Topic '{}' already exists.", c.name);
-            return Err(failed(codes::TOPIC_ALREADY_EXISTS, why));
-        }
-        if let Some(other) = self.folded_names.get(&fold(&c.name)).and_then(|id| self.image.topic(*id)) {
-            let why = format!("Topic '{}' collides with existing topic: {}", c.name, other.name);
-            return Err(failed(codes::INVALID_TOPIC_EXCEPTION, why));
-        }
+        self.check_free_name(&c.name)?;
         if c.partitions <= 0 {
             let why = "Number of partitions was set to an invalid non-positive value.";
             return Err(failed(codes::INVALID_PARTITIONS, why));
@@ -60,11 +50,12 @@ impl StateMachine {
             let why = "Replication factor must be larger than 0, or -1 to use the default value.";
             return Err(failed(codes::INVALID_REPLICATION_FACTOR, why));
         }
-        check_topic_configs(&c.configs).map_err(|why| failed(codes::INVALID_CONFIG, why))?;
+        check_topic_configs(&c.configs, self.feature_level())
+            .map_err(|why| failed(codes::INVALID_CONFIG, why))?;
         if self.image.placement(c.placement).is_none() {
             return Err(failed(codes::INVALID_CONFIG, "The placement class is unknown."));
         }
-        if c.topic_id == TopicId::NIL || self.image.topic(c.topic_id).is_some() {
+        if c.topic_id == TopicId::NIL || self.image.stored_topic(c.topic_id).is_some() {
             return Err(failed(codes::INVALID_REQUEST, "The topic id is taken."));
         }
         let record = TopicRecord {
@@ -84,6 +75,18 @@ impl StateMachine {
         Ok(record)
     }
 
+    fn check_free_name(&self, name: &str) -> Result<(), Outcome> {
+        check_name(name).map_err(|why| failed(codes::INVALID_TOPIC_EXCEPTION, why))?;
+        if self.image.names.contains_key(name) {
+            return Err(failed(codes::TOPIC_ALREADY_EXISTS, format!("Topic '{name}' already exists.")));
+        }
+        if let Some(other) = self.folded_names.get(&fold(name)).and_then(|id| self.image.topic(*id)) {
+            let why = format!("Topic '{name}' collides with existing topic: {}", other.name);
+            return Err(failed(codes::INVALID_TOPIC_EXCEPTION, why));
+        }
+        Ok(())
+    }
+
     pub(super) fn delete_topics(&mut self, c: &DeleteTopics) -> CommandResult {
         let topics = c.topic_ids.iter().map(|id| self.delete_topic(*id)).collect();
         CommandResult::Topics(TopicResults { topics })
@@ -94,13 +97,17 @@ impl StateMachine {
             let outcome = Outcome { error_code: codes::UNKNOWN_TOPIC_ID, message: None };
             return topic_error(outcome, topic_id, "");
         };
-        for partition in 0..topic.partitions {
-            let key = PartitionKey::new(topic_id, partition);
-            let shard = self.shard_index(key);
-            self.producers[shard].remove(&key);
-        }
         self.folded_names.remove(&fold(&topic.name));
-        self.emit(EffectKind::TopicDeleted(TopicDeleted { topic_id }));
+        let window_ms = topic.settings.undelete_window_ms;
+        if self.feature_level() >= 2 && window_ms > 0 {
+            let deleted_ms = self.image.time_ms;
+            let purge_ms = deleted_ms.saturating_add(window_ms);
+            self.purges.insert((purge_ms, topic_id));
+            self.emit(EffectKind::TopicSoftDeleted(TopicSoftDeleted { topic_id, deleted_ms, purge_ms }));
+        } else {
+            self.forget_producers(&topic.record);
+            self.emit(EffectKind::TopicDeleted(TopicDeleted { topic_id }));
+        }
         TopicResult {
             error_code: codes::NONE,
             topic_id,
@@ -109,6 +116,81 @@ impl StateMachine {
             replication_factor: topic.replication_factor,
             ..TopicResult::default()
         }
+    }
+
+    fn forget_producers(&mut self, topic: &TopicRecord) {
+        for partition in 0..topic.partitions {
+            let key = PartitionKey::new(topic.topic_id, partition);
+            let shard = self.shard_index(key);
+            self.producers[shard].remove(&key);
+        }
+    }
+
+    pub(super) fn undelete_topic(&mut self, c: &UndeleteTopic) -> CommandResult {
+        let topic = match self.undelete(c) {
+            Ok(record) => result_of(record),
+            Err(outcome) => topic_error(outcome, c.topic_id, &c.name),
+        };
+        CommandResult::Topics(TopicResults { topics: vec![topic] })
+    }
+
+    fn undelete(&mut self, c: &UndeleteTopic) -> Result<TopicRecord, Outcome> {
+        if let Some(topic) = self.image.topic(c.topic_id) {
+            return if c.name.is_empty() || c.name == topic.name {
+                Ok(topic.record.clone())
+            } else {
+                Err(failed(codes::INVALID_REQUEST, format!("The topic is there as '{}'.", topic.name)))
+            };
+        }
+        let Some(deleted) = self.image.deleted_topic(c.topic_id) else {
+            let why = "There is no deleted topic with this id; its time may be over.";
+            return Err(failed(codes::UNKNOWN_TOPIC_ID, why));
+        };
+        let purge = (deleted.purge_ms, c.topic_id);
+        let mut record = deleted.record.clone();
+        if !c.name.is_empty() {
+            record.name.clone_from(&c.name);
+        }
+        self.check_free_name(&record.name)?;
+        self.purges.remove(&purge);
+        self.folded_names.insert(fold(&record.name), record.topic_id);
+        self.emit(EffectKind::TopicUndeleted(record.clone()));
+        Ok(record)
+    }
+
+    pub(super) fn purge_topics(&mut self, c: &PurgeTopics) -> CommandResult {
+        let topics = c.topic_ids.iter().map(|id| match self.purge(*id) {
+            Some(record) => result_of(record),
+            None => {
+                let why = "There is no deleted topic with this id.";
+                topic_error(failed(codes::UNKNOWN_TOPIC_ID, why), *id, "")
+            }
+        });
+        CommandResult::Topics(TopicResults { topics: topics.collect() })
+    }
+
+    fn purge(&mut self, topic_id: TopicId) -> Option<TopicRecord> {
+        let deleted = self.image.deleted_topic(topic_id)?.clone();
+        self.purges.remove(&(deleted.purge_ms, topic_id));
+        self.forget_producers(&deleted.record);
+        self.emit(EffectKind::TopicPurged(TopicPurged { topic_id }));
+        Some(deleted.record.clone())
+    }
+
+    pub(super) fn expire_topics(&mut self, c: &ExpireTopics) -> CommandResult {
+        if self.expiry_held() {
+            return CommandResult::Expired(Expired { held: true, ..Expired::default() });
+        }
+        let limit = if c.limit == 0 { MAX_PURGED } else { c.limit.min(MAX_PURGED) };
+        let (mut count, mut partitions) = (0, 0);
+        while count < u64::from(limit) && partitions < MAX_PURGED_PARTITIONS {
+            let due = self.purges.get_min().filter(|(purge_ms, _)| *purge_ms <= self.image.time_ms);
+            let Some((_, topic_id)) = due.copied() else { break };
+            let Some(purged) = self.purge(topic_id) else { break };
+            partitions += purged.partitions;
+            count += 1;
+        }
+        CommandResult::Expired(Expired { count, ..Expired::default() })
     }
 
     pub(super) fn create_partitions(&mut self, c: &CreatePartitions) -> CommandResult {
@@ -155,6 +237,18 @@ impl StateMachine {
             self.emit(EffectKind::TopicChanged(record));
         }
         Ok(result)
+    }
+}
+
+fn result_of(record: TopicRecord) -> TopicResult {
+    TopicResult {
+        error_code: codes::NONE,
+        message: None,
+        topic_id: record.topic_id,
+        name: record.name,
+        partitions: record.partitions,
+        replication_factor: record.replication_factor,
+        configs: record.configs,
     }
 }
 

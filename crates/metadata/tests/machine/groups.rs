@@ -133,6 +133,7 @@ fn offsets_and_groups_go_in_the_end() {
         CommandResult::Expired(expired) => expired.count,
         other => panic!("{other:?}"),
     };
+    rig.control(session, Command::PurgeTopics(PurgeTopics { topic_ids: vec![gone] }));
     assert_eq!(expire(&mut rig), 1, "of the deleted topic");
     let delete = |rig: &mut Rig, group: &str| match rig
         .control(session, Command::DeleteGroups(DeleteGroups { groups: vec![group.into()] }))

@@ -66,7 +66,7 @@ fn lanes_do_not_wait_for_each_other() {
     }
     for lane in [
         lane_of(Durability::Wal, PlacementId(7)),
-        lane_of(Durability::Object, PlacementId(0)),
+        lane_of(Durability::Object, PlacementId(7)),
         LaneId::CONTROL,
     ] {
         assert_eq!(rig.send(session, lane, empty()).refusal(), Some(RefusalKind::Malformed), "{lane:?}");

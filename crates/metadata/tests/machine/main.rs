@@ -3,14 +3,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests")]
 
 mod commits;
+mod compaction;
 mod configs;
 mod groups;
 mod lanes;
+mod level1;
+mod object_class;
 mod objects;
 mod producers;
 mod properties;
+mod recovery_cut;
 mod rig;
 mod sessions;
 mod snapshots;
+mod soft_delete;
 mod speed;
 mod topics;

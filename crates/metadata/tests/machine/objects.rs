@@ -180,7 +180,7 @@ fn the_first_of_expiry_and_commit_wins_and_deletes_are_repeated() {
 fn deleting_a_topic_lets_go_of_everything() {
     let (mut rig, (session, stream), topic, [a, ..]) = filled(0, &[5, 5]);
     rig.upload(session, a, ONE, vec![run_of(topic, 0, 0, 4)]);
-    rig.control(session, Command::DeleteTopics(DeleteTopics { topic_ids: vec![topic] }));
+    rig.delete_for_good(session, topic);
     assert_eq!(released(&rig), [2]);
     assert_eq!(state(&rig, a), ObjectState::Unreferenced);
     assert!(rig.machine.view().stream(stream).unwrap().live.is_empty());

@@ -142,7 +142,7 @@ fn a_deleted_topics_producers_are_gone() {
     let shard = rig.machine.view().shard_of(PartitionKey::new(topic, 0));
     let id = grant(&mut rig, broker.0);
     rig.commit(broker, (topic, 0), vec![idempotent(id, 0, 0, 5)]);
-    rig.control(broker.0, Command::DeleteTopics(DeleteTopics { topic_ids: vec![topic] }));
+    rig.delete_for_good(broker.0, topic);
     pass(&mut rig, 2 * DAY_MS);
     let expired = rig.leader(Command::ExpireProducers(ExpireProducers { shard }));
     assert!(matches!(&expired, CommandResult::Expired(e) if e.count == 0 && !e.held), "{expired:?}");

@@ -1,7 +1,9 @@
 //! A state machine with a follower, and short ways to say commands. After every entry it checks what must always hold.
 
+use bytes::Bytes;
 use isobar_metadata::command::*;
-use isobar_metadata::record::{ObjectState, PlacementRecord, StoreRecord};
+use isobar_metadata::index_block::{IndexBlock, extents_hash};
+use isobar_metadata::record::{ObjectState, PlacementRecord, StoreRecord, object_level};
 use isobar_metadata::result::*;
 use isobar_metadata::*;
 use prost::Message;
@@ -9,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 pub(crate) const WAL_LANE: LaneId = LaneId(1);
+pub(crate) const OBJECT_LANE: LaneId = LaneId(2);
 
 pub(crate) struct Rig {
     pub(crate) machine: StateMachine,
@@ -19,6 +22,10 @@ pub(crate) struct Rig {
     pub(crate) log: Vec<(u64, Vec<u8>)>,
     pub(crate) last_effects: Vec<EffectKind>,
     numbers: BTreeMap<(SessionId, LaneId), u64>,
+    /// Index blocks by object and position.
+    pub(crate) blocks: BTreeMap<(ObjectId, u64), Bytes>,
+    /// The recovery cut after each entry.
+    pub(crate) cuts: Vec<u64>,
     released: BTreeSet<(StreamId, u64)>,
     chunks: BTreeMap<StreamId, u64>,
     next_uuid: u128,
@@ -52,6 +59,8 @@ impl Rig {
             log: vec![],
             last_effects: vec![],
             numbers: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            cuts: vec![0],
             released: BTreeSet::new(),
             chunks: BTreeMap::new(),
             next_uuid: 1,
@@ -77,6 +86,9 @@ impl Rig {
         self.follower.apply(&sent).unwrap();
         self.last_effects = sent.effects.into_iter().filter_map(|effect| effect.kind).collect();
         self.note_released();
+        let cut = self.machine.view().recovery_cut();
+        assert!(self.cuts.last().unwrap() <= &cut && cut <= self.index, "the recovery cut fell");
+        self.cuts.push(cut);
         if self.checked {
             self.check();
         }
@@ -97,9 +109,10 @@ impl Rig {
                     }
                 }
                 EffectKind::Appended(append) => {
-                    let wal = append.extent.wal().unwrap();
+                    let chunk = append.extent.wal().map(|wal| (wal.stream, wal.chunk));
+                    assert_eq!(chunk.is_none(), append.store.is_some());
                     assert!(
-                        !self.released.contains(&(wal.stream, wal.chunk)),
+                        chunk.is_none_or(|chunk| !self.released.contains(&chunk)),
                         "appended to a released chunk"
                     );
                 }
@@ -112,22 +125,61 @@ impl Rig {
     pub(crate) fn check(&self) {
         let image = self.machine.image();
         assert!(self.follower == image, "the follower has another image");
-        for topic in image.topics() {
+        let mut partitions = 0;
+        for view in (0..image.shards()).flat_map(|shard| image.shard_stored(shard)) {
+            let topic = image.stored_topic(view.topic_id).expect("a partition has a topic");
             let placement = image.placement(topic.placement).unwrap();
-            for partition in 0..topic.partitions {
-                self.check_partition(
-                    &image,
-                    image.partition(topic.topic_id, partition).unwrap(),
-                    &placement.require,
-                );
-            }
+            self.check_partition(&image, view, &placement.require);
+            assert!(view.partition < topic.partitions);
+            assert_eq!(image.view(view.key()).is_some(), image.topic(view.topic_id).is_some());
+            partitions += 1;
         }
+        let deleted = image.deleted_topics().map(|topic| &topic.record);
+        let expected = image.topics().map(|topic| &topic.record).chain(deleted);
+        assert_eq!(partitions, expected.map(|topic| topic.partitions).sum::<i32>());
+        Self::check_references(&image);
         for stream in image.streams() {
             assert!(!stream.closed || !stream.live.is_empty(), "a closed stream without chunks is kept");
             for chunk in stream.live.keys() {
                 assert!(!self.released.contains(&(stream.stream, *chunk)));
             }
         }
+    }
+
+    /// References are those that a recount over all partitions finds.
+    fn check_references(image: &Image) {
+        let mut objects: BTreeMap<ObjectId, (u32, u64)> = BTreeMap::new();
+        let mut chunks = BTreeSet::new();
+        let mut count = |object, bytes| {
+            let (refs, live) = objects.entry(object).or_default();
+            *refs += 1;
+            *live += bytes;
+        };
+        for view in (0..image.shards()).flat_map(|shard| image.shard_stored(shard)) {
+            for extent in view.wal.values().chain(view.stores.values().flat_map(|extents| extents.values())) {
+                match extent.location() {
+                    Location::Wal(wal) => _ = chunks.insert((wal.stream, wal.chunk)),
+                    Location::Object(location) => count(location.object, extent.size_bytes),
+                    Location::Inline(_) => {}
+                }
+            }
+            for pointer in view.indexed.values().flat_map(|pointers| pointers.values()) {
+                count(pointer.object, u64::from(pointer.size_bytes));
+                pointer.objects().for_each(|(object, bytes)| count(object, bytes));
+                assert_eq!(pointer.objects().map(|(_, bytes)| bytes).sum::<u64>(), pointer.bytes);
+            }
+        }
+        for object in image.objects() {
+            let found = objects.remove(&object.object).unwrap_or_default();
+            assert_eq!((object.refs, object.live_bytes), found, "{:?}", object.record);
+            let state = ObjectState::try_from(object.state).unwrap();
+            assert!(object.refs == 0 || state == ObjectState::Committed, "in use: {object:?}");
+            let leaked = state == ObjectState::Committed && object.complete && object.refs == 0;
+            assert!(!leaked, "nothing needs it: {object:?}");
+        }
+        assert!(objects.is_empty(), "extents in unknown objects {objects:?}");
+        let live = image.streams().flat_map(|stream| stream.live.keys().map(|chunk| (stream.stream, *chunk)));
+        assert_eq!(live.collect::<BTreeSet<_>>(), chunks);
     }
 
     fn check_partition(&self, image: &Image, view: &PartitionView, require: &[StoreId]) {
@@ -150,6 +202,11 @@ impl Rig {
         for offset in view.log_start..view.high_watermark {
             let found = view.locate(offset, &[]).unwrap_or_else(|| panic!("offset {offset} is lost"));
             assert!(found.contains(offset));
+            if let Found::Indexed(pointer) = found {
+                let block = &self.blocks[&(pointer.object, pointer.position)];
+                let block = IndexBlock::of_pointer(block, view.key(), pointer).unwrap();
+                assert!(block.find(offset).is_some_and(|extent| extent.object().is_some()));
+            }
             if view.locate_in_wal(offset).is_none() {
                 let stored = |store: &StoreId| view.locate_in_store(*store, offset).is_some();
                 assert!(require.iter().all(stored), "offset {offset} left the WAL too early");
@@ -160,10 +217,22 @@ impl Rig {
             assert!(!self.released.contains(&(wal.stream, wal.chunk)), "a released chunk is pointed at");
             assert!(image.stream(wal.stream).unwrap().live.contains_key(&wal.chunk));
         }
-        for extent in view.stores.values().flat_map(|extents| extents.values()) {
-            let Location::Object(object) = extent.location() else { panic!("no object") };
-            let record = image.object(object.object).unwrap();
-            assert_eq!(record.state, ObjectState::Committed as i32, "an extent points at {record:?}");
+        for (store, pointers) in &view.indexed {
+            let mut end = 0;
+            for (base, pointer) in pointers {
+                assert!(*base == pointer.base_offset && *base >= end, "overlap");
+                assert!(pointer.last_offset >= view.log_start, "a pointer below the log start");
+                end = pointer.end_offset();
+                let listed = view.stores.get(store).into_iter().flat_map(|extents| extents.values());
+                let inside = |e: &Extent| e.base_offset <= pointer.last_offset && e.last_offset >= *base;
+                assert!(!listed.into_iter().any(inside), "indexed and listed");
+            }
+        }
+        for (store, extents) in &view.stores {
+            for extent in extents.values() {
+                let record = image.object(extent.object().expect("no object").object).unwrap();
+                assert_eq!(record.store, *store, "{record:?}");
+            }
         }
     }
 
@@ -328,6 +397,76 @@ impl Rig {
             CommandResult::ObjectCommitted(committed) => committed,
             other => panic!("{other:?}"),
         }
+    }
+
+    pub(crate) fn compact(
+        &mut self,
+        session: SessionId,
+        object: ObjectId,
+        store: StoreId,
+        runs: Vec<CompactedRun>,
+    ) -> ObjectCommitted {
+        let level = object_level::MERGED;
+        let command = CompactObjects { object, store, size_bytes: 100, more_parts: false, level, runs };
+        match self.control(session, Command::CompactObjects(command)) {
+            CommandResult::ObjectCommitted(committed) => committed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What an indexer says of extents, and their block.
+    pub(crate) fn index_run(
+        &mut self,
+        object: ObjectId,
+        position: u64,
+        topic_id: TopicId,
+        partition: i32,
+        extents: &[Extent],
+    ) -> IndexRun {
+        let block = IndexBlock::new(PartitionKey::new(topic_id, partition), extents.to_vec()).to_bytes();
+        let size_bytes = block.len() as u32;
+        self.blocks.insert((object, position), block);
+        IndexRun {
+            topic_id,
+            partition,
+            base_offset: extents[0].base_offset,
+            last_offset: extents[extents.len() - 1].last_offset,
+            extents: extents.len() as u32,
+            hash: extents_hash(extents),
+            position,
+            size_bytes,
+        }
+    }
+
+    pub(crate) fn commit_index(
+        &mut self,
+        session: SessionId,
+        object: ObjectId,
+        store: StoreId,
+        runs: Vec<IndexRun>,
+    ) -> ObjectCommitted {
+        let command = CommitIndex { object, store, size_bytes: 100, runs };
+        match self.control(session, Command::CommitIndex(command)) {
+            CommandResult::ObjectCommitted(committed) => committed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Deletes a topic and ends its window at once.
+    pub(crate) fn delete_for_good(&mut self, session: SessionId, topic: TopicId) {
+        self.control(session, Command::DeleteTopics(DeleteTopics { topic_ids: vec![topic] }));
+        self.control(session, Command::PurgeTopics(PurgeTopics { topic_ids: vec![topic] }));
+    }
+
+    pub(crate) fn log_start(
+        &mut self,
+        session: SessionId,
+        topic_id: TopicId,
+        partition: i32,
+        log_start: i64,
+    ) {
+        let partitions = vec![NewLogStart { topic_id, partition, log_start }];
+        self.control(session, Command::MoveLogStart(MoveLogStart { partitions, reason: 0 }));
     }
 
     pub(crate) fn view(&self, topic_id: TopicId, partition: i32) -> &PartitionView {

@@ -15,7 +15,12 @@ pub(super) async fn run(mut me: Me) {
             turn += 1;
             // A name comes back, with another id.
             let name = format!("churn-{}", turn % 3);
-            let made = client.create_topics(&[NewTopic::new(&name, 2)]).await;
+            let mut topic = NewTopic::new(&name, 2);
+            if turn % 4 != 0 {
+                // Gone at once; the others stay for a day, with all that they hold.
+                topic.configs.push(("isobar.undelete.window.ms".to_owned(), "0".to_owned()));
+            }
+            let made = client.create_topics(&[topic]).await;
             expect(&me, "create a topic", made, ErrorCode::TopicAlreadyExists);
             let config =
                 ProducerConfig { delivery_timeout: Duration::from_secs(2), ..ProducerConfig::default() };
