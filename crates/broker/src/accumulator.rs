@@ -4,7 +4,8 @@
 //! chunks and commits get.
 //!
 //! Group commit, not a timer: with no append under way a chunk is sent at once; else batches gather until one
-//! returns, or until the chunk has grown to its target and fewer than `lane_max_in_flight` appends are under way.
+//! returns, or until the chunk has grown to its target and fewer than `lane_max_in_flight` appends are under way. In the
+//! class `object` each chunk costs a PUT, so there batches gather for `linger`, or up to the target.
 //!
 //! Invariants:
 //! 1. Chunks are appended in the order of their numbers, and proposed in the order in which their appends end,
@@ -13,11 +14,11 @@
 //!    applied (DESIGN.md section 2, invariant 2).
 //! 3. Every batch that was pushed is answered exactly once, also when the lane stops.
 //!
-//! 4. A chunk gets its number when it is handed over, so that numbers have no gap although the WAL may refuse some.
+//! 4. A chunk gets its number when it is handed over, so that numbers have no gap although the sink may refuse some.
 //!
-//! Failure: a WAL that is full refuses a chunk and all that are under way behind it. Their batches are answered
-//! KAFKA_STORAGE_ERROR, which clients try again, and the lane goes on from the first refused number once nothing is
-//! under way; until the WAL has room [`Lane::reserve`] holds producers up. An append or a commit that fails for good
+//! Failure: a WAL that is full, or a store that is down, refuses a chunk and all that are under way behind it. Their batches
+//! are answered KAFKA_STORAGE_ERROR, which clients try again, and the lane goes on from the first refused number once nothing
+//! is under way; until the WAL has room [`Lane::reserve`] holds producers up. An append or a commit that fails for good
 //! stops the lane: everything that waits and comes later is answered KAFKA_STORAGE_ERROR, and the node says that it is
 //! not ready. One process has nowhere to move the lane to.
 
@@ -28,17 +29,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isobar_host::{BufferPool, Host};
-use isobar_metadata::command::{CommitBatch, CommitChunk, CommitPartition, FIRST_NUMBER, MAX_CHUNK_BATCHES};
+use isobar_metadata::command::{
+    ChunkObject, CommitBatch, CommitChunk, CommitPartition, FIRST_NUMBER, MAX_CHUNK_BATCHES,
+};
 use isobar_metadata::result::ChunkResult;
-use isobar_metadata::{Command, CommandResult, Envelope, LaneId, PartitionKey, SessionId, StreamId};
+use isobar_metadata::{
+    Command, CommandResult, Durability, Envelope, LaneId, PartitionKey, SessionId, StreamId,
+};
 use isobar_protocol::error::ErrorCode;
 use isobar_raft::{ProposeError, Quorum};
-use isobar_wal::{BatchInfo, Chunk, ChunkWriter, Wal, WalError};
+use isobar_wal::{BatchInfo, Chunk, ChunkWriter};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
+use crate::sink::{Durable, Refusal, Sink};
 
 /// Room in a lane is counted in units of this many bytes.
 const ROOM_UNIT_BYTES: usize = 1 << 10;
@@ -74,12 +80,12 @@ pub(crate) struct Waiting {
     left: AtomicUsize,
     outcomes: Mutex<Vec<Option<Outcome>>>,
     done: Notify,
-    _room: Option<OwnedSemaphorePermit>,
+    _room: Vec<OwnedSemaphorePermit>,
 }
 
 impl Waiting {
     /// For a request of `partitions`, `pushed` of which will be answered by the lane.
-    pub(crate) fn new(partitions: usize, pushed: usize, room: Option<OwnedSemaphorePermit>) -> Arc<Self> {
+    pub(crate) fn new(partitions: usize, pushed: usize, room: Vec<OwnedSemaphorePermit>) -> Arc<Self> {
         Arc::new(Self {
             left: AtomicUsize::new(pushed),
             outcomes: Mutex::new(vec![None; partitions]),
@@ -118,7 +124,8 @@ pub(crate) struct Checked {
     pub(crate) key: PartitionKey,
     pub(crate) info: BatchInfo,
     pub(crate) bytes: Bytes,
-    /// Version of the topic's class and placement that the batch was checked against.
+    /// The topic's class, and the version of class and placement that the batch was checked against.
+    pub(crate) durability: Durability,
     pub(crate) class_epoch: u32,
     /// Place in its request.
     pub(crate) index: usize,
@@ -168,6 +175,8 @@ pub(crate) struct Limits {
     pub(crate) max_in_flight: usize,
     /// A chunk of this size is sent although another append is under way.
     pub(crate) chunk_target_bytes: usize,
+    /// How long a smaller chunk gathers; zero: as long as an append is under way.
+    pub(crate) linger: Duration,
 }
 
 /// Where a lane's chunks and commits go.
@@ -175,9 +184,27 @@ pub(crate) struct Limits {
 pub(crate) struct LaneTarget {
     pub(crate) session: SessionId,
     pub(crate) lane: LaneId,
-    pub(crate) stream: StreamId,
-    pub(crate) wal: Arc<dyn Wal>,
+    pub(crate) sink: Sink,
     pub(crate) quorum: Quorum,
+}
+
+/// This broker's lanes: one for each durability class.
+pub(crate) struct Lanes {
+    pub(crate) wal: Arc<Lane>,
+    pub(crate) object: Arc<Lane>,
+}
+
+impl Lanes {
+    pub(crate) fn of(&self, durability: Durability) -> &Arc<Lane> {
+        match durability {
+            Durability::Wal => &self.wal,
+            Durability::Object => &self.object,
+        }
+    }
+
+    pub(crate) fn all(&self) -> [(Durability, &Arc<Lane>); 2] {
+        [(Durability::Wal, &self.wal), (Durability::Object, &self.object)]
+    }
 }
 
 /// One lane.
@@ -187,7 +214,7 @@ pub(crate) struct Lane {
     pool: BufferPool,
     metrics: Arc<Metrics>,
     limits: Limits,
-    /// The WAL's, which does not change.
+    /// The sink's, which does not change.
     max_chunk_bytes: usize,
     room: Arc<Semaphore>,
     /// Commit numbers answered so far; answers come in order.
@@ -204,7 +231,7 @@ impl Lane {
         limits: Limits,
     ) -> Arc<Self> {
         let units = limits.max_bytes.div_ceil(ROOM_UNIT_BYTES);
-        let max_chunk_bytes = target.wal.max_chunk_bytes();
+        let max_chunk_bytes = target.sink.max_chunk_bytes();
         Arc::new(Self {
             host,
             max_chunk_bytes,
@@ -222,13 +249,13 @@ impl Lane {
     pub(crate) async fn reserve(&self, bytes: usize, timeout: Duration) -> Option<OwnedSemaphorePermit> {
         let most = self.limits.max_bytes.div_ceil(ROOM_UNIT_BYTES);
         let units = u32::try_from(bytes.div_ceil(ROOM_UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX);
-        if self.target.wal.has_room()
+        if self.target.sink.has_room()
             && let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(units)
         {
             return Some(permit);
         }
         let room = async {
-            self.target.wal.room().await;
+            self.target.sink.room().await;
             Arc::clone(&self.room).acquire_many_owned(units).await.ok()
         };
         tokio::time::timeout(timeout, room).await.ok()?
@@ -251,7 +278,15 @@ impl Lane {
     }
 
     /// Appends the batches of one request, in their order. Each is answered through `waiting`.
-    pub(crate) fn push(self: &Arc<Self>, batches: &[Checked], waiting: &Arc<Waiting>) {
+    pub(crate) fn push<'a>(
+        self: &Arc<Self>,
+        batches: impl Iterator<Item = &'a Checked>,
+        waiting: &Arc<Waiting>,
+    ) {
+        let mut batches = batches.peekable();
+        if batches.peek().is_none() {
+            return;
+        }
         let mut state = self.state.lock();
         if state.stopped {
             drop(state);
@@ -260,20 +295,30 @@ impl Lane {
             }
             return;
         }
+        let mut opened = false;
         for batch in batches {
-            self.push_one(&mut state, batch, waiting);
+            opened |= self.push_one(&mut state, batch, waiting);
         }
         drop(state);
+        if opened && !self.limits.linger.is_zero() {
+            let lane = Arc::clone(self);
+            self.host.spawn("lane-linger", async move {
+                tokio::time::sleep(lane.limits.linger).await;
+                lane.send_due();
+            });
+        }
         self.send_due();
     }
 
-    fn push_one(&self, state: &mut State, batch: &Checked, waiting: &Arc<Waiting>) {
+    /// True if it opened a chunk.
+    fn push_one(&self, state: &mut State, batch: &Checked, waiting: &Arc<Waiting>) -> bool {
         let is_full =
             |open: &OpenChunk| !open.writer.fits(batch.bytes.len()) || open.slots.len() >= MAX_CHUNK_BATCHES;
         if state.open.as_ref().is_some_and(is_full) {
             state.grown.extend(state.open.take());
         }
         let recent_bytes = state.recent_bytes;
+        let opens = state.open.is_none();
         let open = state.open.get_or_insert_with(|| {
             // A quarter more than usual: who keeps the chunk (the tail) need not copy it out of a buffer far too large,
             // and a chunk that outgrows it is followed by a larger one.
@@ -292,13 +337,14 @@ impl Lane {
         open.class_epochs.insert(batch.key, batch.class_epoch);
         open.writer.push(batch.key, &batch.info, &batch.bytes);
         open.slots.push(Slot { waiting: Arc::clone(waiting), index: batch.index });
+        opens
     }
 
     fn seal(&self, state: &mut State, open: OpenChunk) -> SealedChunk {
         let number = state.next_chunk;
         state.next_chunk += 1;
         state.recent_bytes = (state.recent_bytes * 3 + open.writer.batch_bytes()) / 4;
-        let chunk = open.writer.seal(self.target.stream, number);
+        let chunk = open.writer.seal(self.target.sink.stream(), number);
         SealedChunk { chunk, slots: open.slots, class_epochs: open.class_epochs, opened: open.opened }
     }
 
@@ -323,10 +369,14 @@ impl Lane {
         if state.in_flight >= self.limits.max_in_flight || state.refused_from.is_some() {
             return None;
         }
-        let target = self.limits.chunk_target_bytes;
+        let Limits { chunk_target_bytes, linger, .. } = self.limits;
         let due = state.grown.pop_front().or_else(|| {
             let none_under_way = state.in_flight == 0;
-            state.open.take_if(|open| none_under_way || open.writer.batch_bytes() >= target)
+            state.open.take_if(|open| {
+                let gathered =
+                    if linger.is_zero() { none_under_way } else { open.opened.elapsed() >= linger };
+                gathered || open.writer.batch_bytes() >= chunk_target_bytes
+            })
         })?;
         Some(self.seal(state, due))
     }
@@ -336,30 +386,28 @@ impl Lane {
         let started = Instant::now();
         self.metrics.stage("gather", started - sealed.opened);
         let chunk = sealed.chunk.clone();
-        self.target.wal.append(
-            chunk,
-            Box::new(move |appended| {
-                lane.metrics.stage("append", started.elapsed());
-                lane.appended(sealed, appended);
-            }),
-        );
+        let number = chunk.number() + FIRST_NUMBER;
+        self.target.sink.append(chunk, number, move |appended| {
+            lane.metrics.stage("append", started.elapsed());
+            lane.appended(sealed, appended);
+        });
     }
 
-    fn appended(self: &Arc<Self>, sealed: SealedChunk, appended: Result<(), WalError>) {
+    fn appended(self: &Arc<Self>, sealed: SealedChunk, appended: Result<Durable, Refusal>) {
         let number = sealed.chunk.number();
         let mut refused = None;
         match appended {
-            Ok(()) => {
+            Ok(durable) => {
                 self.host.crash_point("produce.after_append");
-                self.commit(sealed);
+                self.commit(sealed, durable);
             }
-            Err(error @ (WalError::Full | WalError::TooLarge(_))) => {
-                tracing::warn!(%error, chunk = number, "the WAL refused a chunk: its clients will try again");
+            Err(Refusal::Later(what, error)) => {
+                tracing::warn!(%error, chunk = number, "a chunk was refused: its clients will try again");
                 refused = Some(number);
-                refuse(sealed.slots, &full());
+                refuse(sealed.slots, &later(what));
             }
-            Err(error) => {
-                tracing::error!(%error, "the WAL refused a chunk: this lane stops");
+            Err(Refusal::ForGood(error)) => {
+                tracing::error!(%error, "a chunk was refused for good: this lane stops");
                 self.stop();
                 refuse(sealed.slots, &stopped());
             }
@@ -378,7 +426,7 @@ impl Lane {
         self.send_due();
     }
 
-    fn commit(self: &Arc<Self>, sealed: SealedChunk) {
+    fn commit(self: &Arc<Self>, sealed: SealedChunk, durable: Durable) {
         if self.host.sabotaged("ack-before-commit") {
             for slot in &sealed.slots {
                 let early = Outcome { base_offset: 0, ..Outcome::refused(ErrorCode::None, None) };
@@ -390,7 +438,7 @@ impl Lane {
         }
         let number = sealed.chunk.number() + FIRST_NUMBER;
         let floor = self.answered.load(Ordering::Acquire) + FIRST_NUMBER;
-        let mut commit = command_of(&sealed, self.target.stream);
+        let mut commit = command_of(&sealed, self.target.sink.stream(), durable);
         if self.host.sabotaged("repeat-sequenced-twice") {
             // Without a producer nothing is a repeat.
             for batch in commit.partitions.iter_mut().flat_map(|partition| &mut partition.batches) {
@@ -444,8 +492,8 @@ fn undecided() -> Outcome {
     )
 }
 
-fn full() -> Outcome {
-    Outcome::refused(ErrorCode::KafkaStorageError, Some("the write-ahead log is full".to_owned()))
+fn later(what: &str) -> Outcome {
+    Outcome::refused(ErrorCode::KafkaStorageError, Some(what.to_owned()))
 }
 
 fn refuse(slots: impl IntoIterator<Item = Slot>, outcome: &Outcome) {
@@ -454,8 +502,13 @@ fn refuse(slots: impl IntoIterator<Item = Slot>, outcome: &Outcome) {
     }
 }
 
-fn command_of(sealed: &SealedChunk, stream: StreamId) -> CommitChunk {
+fn command_of(sealed: &SealedChunk, stream: StreamId, durable: Durable) -> CommitChunk {
+    let is_object = matches!(durable, Durable::Object(_));
+    // Where the next partition's batches begin, if the chunk is an object: one after the other, in this order.
+    let mut end = 0;
     let partitions = sealed.chunk.partitions().map(|partition| {
+        let position = end;
+        end += partition.batches.iter().map(|batch| u64::from(batch.bytes)).sum::<u64>();
         let batches =
             (partition.first_ordinal..).zip(partition.batches).map(|(ordinal, batch)| CommitBatch {
                 ordinal,
@@ -472,15 +525,23 @@ fn command_of(sealed: &SealedChunk, stream: StreamId) -> CommitChunk {
             partition: partition.key.partition,
             class_epoch: sealed.class_epochs.get(&partition.key).copied().unwrap_or(0),
             batches: batches.collect(),
-            position: 0,
+            position: if is_object { position } else { 0 },
         }
     });
-    CommitChunk {
-        stream,
-        chunk: sealed.chunk.number(),
-        acknowledged: 1,
-        partitions: partitions.collect(),
-        object: None,
+    let partitions = partitions.collect();
+    match durable {
+        Durable::Wal => {
+            CommitChunk { stream, chunk: sealed.chunk.number(), acknowledged: 1, partitions, object: None }
+        }
+        Durable::Object(placed) => CommitChunk {
+            partitions,
+            object: Some(ChunkObject {
+                object: placed.object,
+                store: placed.store,
+                size_bytes: placed.size_bytes,
+            }),
+            ..CommitChunk::default()
+        },
     }
 }
 

@@ -24,6 +24,7 @@ mod produce;
 mod producer_ids;
 mod rewrite;
 mod session;
+mod sink;
 mod topics;
 mod upkeep;
 
@@ -31,19 +32,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use isobar_host::watch;
 use isobar_host::{BufferPool, Host, Listener, Task};
 use isobar_metadata::command::{RegisterDirectory, RegisterSession};
-use isobar_metadata::{DirectoryId, Durability, EffectBatch, EffectKind, PlacementId, StoreId, lane_of};
+use isobar_metadata::{
+    Command, CommandResult, DirectoryId, Durability, EffectBatch, EffectKind, Image, PlacementId, StoreId,
+    lane_of,
+};
 use isobar_protocol::error::ErrorCode;
 use isobar_raft::{EffectStream, ProposeError, Quorum};
-use isobar_store::ObjectReader;
+use isobar_store::{ChunkStore, ChunkStoreParts, ObjectReader, ProposeFailed, Proposer};
 use isobar_wal::Wal;
 
 pub use live::LiveImage;
 pub use metrics::Metrics;
 pub use options::Options;
 pub use session::Session;
+use sink::Sink;
 
 /// How long a request waits for the image to reach a barrier before its client is told to try again.
 const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
@@ -106,12 +112,12 @@ pub(crate) struct Broker {
     pub(crate) host: Host,
     pub(crate) options: Options,
     pub(crate) quorum: Quorum,
-    pub(crate) session: Session,
+    pub(crate) session: Arc<Session>,
     pub(crate) image: Arc<LiveImage>,
     pub(crate) wal: Arc<dyn Wal>,
     pub(crate) objects: ObjectReader,
     pub(crate) home_store: StoreId,
-    pub(crate) lane: Arc<accumulator::Lane>,
+    pub(crate) lanes: accumulator::Lanes,
     pub(crate) budget: budget::Budget,
     pub(crate) fetch_sessions: fetch::session::Sessions,
     pub(crate) groups: group::Groups,
@@ -170,8 +176,6 @@ impl RunningBroker {
         let listen_failed = |source| BrokerError::Listen { addr: options.listen.clone(), source };
         let listener = host.listen(&options.listen).await.map_err(listen_failed)?;
         let local_addr = listener.local_addr().map_err(listen_failed)?;
-        let following =
-            follow(host, &parts.image, Arc::clone(&parts.wal), parts.effects, parts.on_appended.clone());
         let registration = registration(host, &options, local_addr, parts.home_store, parts.directory)?;
         let directory = RegisterDirectory {
             directory: parts.directory,
@@ -180,22 +184,10 @@ impl RunningBroker {
             cloud: String::new(),
         };
         let session = Session::register(&parts.quorum, directory, registration).await?;
-        let lane_id = lane_of(Durability::Wal, PlacementId::DEFAULT);
-        let stream = session.open_stream(lane_id, parts.directory).await?;
-        let target = accumulator::LaneTarget {
-            session: session.id(),
-            lane: lane_id,
-            stream,
-            wal: Arc::clone(&parts.wal),
-            quorum: parts.quorum.clone(),
-        };
-        let limits = accumulator::Limits {
-            max_bytes: options.lane_max_bytes,
-            max_in_flight: options.lane_max_in_flight,
-            chunk_target_bytes: options.chunk_target_bytes,
-        };
-        let pool = BufferPool::new(POOL_KEPT_BYTES);
-        let lane = accumulator::Lane::new(host.clone(), target, pool, Arc::clone(&parts.metrics), limits);
+        let session = Arc::new(session);
+        let lanes = open_lanes(host, &options, &parts, &session).await?;
+        let following =
+            follow(host, &parts.image, Arc::clone(&parts.wal), parts.effects, parts.on_appended.clone());
         let (drain, draining) = watch::channel(false);
         let broker = Arc::new(Broker {
             host: host.clone(),
@@ -205,7 +197,7 @@ impl RunningBroker {
             wal: parts.wal,
             objects: parts.objects,
             home_store: parts.home_store,
-            lane,
+            lanes,
             budget: budget::Budget::new(options.queued_max_request_bytes),
             fetch_sessions: fetch::session::Sessions::new(options.fetch_session_slots),
             groups: group::Groups::new(&options),
@@ -228,7 +220,7 @@ impl RunningBroker {
 
     /// `Err(reason)` when it can no longer write.
     pub fn health(&self) -> Result<(), String> {
-        if self.broker.lane.is_stopped() {
+        if self.broker.lanes.all().iter().any(|(_, lane)| lane.is_stopped()) {
             return Err("the write path has stopped; see the log, then restart".to_owned());
         }
         if self.following.is_finished() {
@@ -246,7 +238,8 @@ impl RunningBroker {
     pub fn refresh_metrics(&self) {
         let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
         let metrics = &self.broker.metrics;
-        metrics.lane_bytes.set(signed(self.broker.lane.queued_bytes()));
+        let queued = self.broker.lanes.all().iter().map(|(_, lane)| lane.queued_bytes()).sum();
+        metrics.lane_bytes.set(signed(queued));
         metrics.request_bytes_held.set(signed(self.broker.budget.held_bytes()));
         metrics.fetch_sessions.set(signed(self.broker.fetch_sessions.len()));
         self.broker.groups.refresh_metrics(metrics);
@@ -254,7 +247,8 @@ impl RunningBroker {
 
     /// A handle that proposes by this broker's session.
     pub fn proposer(&self) -> SessionProposer {
-        SessionProposer { broker: Arc::clone(&self.broker) }
+        let Broker { image, session, .. } = &*self.broker;
+        SessionProposer { image: Arc::clone(image), session: Arc::clone(session) }
     }
 
     /// Stops taking requests, answers those that were read, and returns when the connections are closed or patience
@@ -281,19 +275,65 @@ impl RunningBroker {
     }
 }
 
-/// Proposes commands by a broker's session; for the uploader and its kind.
-#[derive(Clone)]
-pub struct SessionProposer {
-    broker: Arc<Broker>,
+/// Opens a lane for each durability class, in the default placement.
+async fn open_lanes(
+    host: &Host,
+    options: &Options,
+    parts: &Parts,
+    session: &Arc<Session>,
+) -> Result<accumulator::Lanes, BrokerError> {
+    let pool = BufferPool::new(POOL_KEPT_BYTES);
+    let open = |lane, sink, limits| {
+        let target =
+            accumulator::LaneTarget { session: session.id(), lane, sink, quorum: parts.quorum.clone() };
+        accumulator::Lane::new(host.clone(), target, pool.clone(), Arc::clone(&parts.metrics), limits)
+    };
+    let wal_lane = lane_of(Durability::Wal, PlacementId::DEFAULT);
+    let stream = session.open_stream(wal_lane, parts.directory).await?;
+    let wal_limits = accumulator::Limits {
+        max_bytes: options.lane_max_bytes,
+        max_in_flight: options.lane_max_in_flight,
+        chunk_target_bytes: options.chunk_target_bytes,
+        linger: Duration::ZERO,
+    };
+    let object_lane = lane_of(Durability::Object, PlacementId::DEFAULT);
+    let proposer = SessionProposer { image: Arc::clone(&parts.image), session: Arc::clone(session) };
+    let chunks = ChunkStore::new(ChunkStoreParts {
+        host: host.clone(),
+        bucket: parts.objects.bucket().clone(),
+        store: parts.home_store,
+        cache: Arc::clone(parts.objects.cache()),
+        proposer: Arc::new(proposer),
+        session: session.id(),
+        lane: object_lane,
+    });
+    let object_limits = accumulator::Limits {
+        max_bytes: options.lane_max_bytes,
+        max_in_flight: options.lane_max_in_flight,
+        chunk_target_bytes: options.object_target_bytes,
+        linger: Duration::from_millis(options.object_linger_ms),
+    };
+    Ok(accumulator::Lanes {
+        wal: open(wal_lane, Sink::Wal { wal: Arc::clone(&parts.wal), stream }, wal_limits),
+        object: open(object_lane, Sink::Object(chunks), object_limits),
+    })
 }
 
-impl SessionProposer {
-    /// As [`Session::propose`].
-    pub async fn propose(
-        &self,
-        command: isobar_metadata::Command,
-    ) -> Result<isobar_metadata::CommandResult, ProposeError> {
-        self.broker.session.propose(command).await
+/// The way of the store's tasks to metadata: the live image, and the broker's session.
+#[derive(Clone)]
+pub struct SessionProposer {
+    image: Arc<LiveImage>,
+    session: Arc<Session>,
+}
+
+#[async_trait]
+impl Proposer for SessionProposer {
+    fn image(&self) -> Image {
+        self.image.snapshot()
+    }
+
+    async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed> {
+        self.session.propose(command).await.map_err(|error| ProposeFailed(error.to_string()))
     }
 }
 

@@ -45,6 +45,10 @@ pub struct Options {
     pub lane_max_in_flight: usize,
     /// A chunk that has grown to this size is sent although another append is under way.
     pub chunk_target_bytes: usize,
+    /// The same for the durability class `object`, where a chunk is a PUT.
+    pub object_target_bytes: usize,
+    /// How long batches of the class `object` gather before they are put: what a PUT costs against latency.
+    pub object_linger_ms: u64,
 }
 
 impl Default for Options {
@@ -71,6 +75,8 @@ impl Default for Options {
             lane_max_bytes: 64 << 20,
             lane_max_in_flight: 4,
             chunk_target_bytes: 1 << 20,
+            object_target_bytes: 8 << 20,
+            object_linger_ms: 250,
         }
     }
 }

@@ -53,7 +53,6 @@ pub(crate) async fn start(
     let mut refused: Vec<(usize, Outcome)> = Vec::new();
     let mut checked: Vec<Checked> = Vec::with_capacity(body.partition_count());
     let now_ms = broker.host.now_ms();
-    let max_batch_bytes = broker.lane.max_batch_bytes();
     for (index, partition) in body.partitions().enumerate() {
         let topic = match known_request_error(&body) {
             Some(error) => Err(error),
@@ -63,7 +62,8 @@ pub(crate) async fn start(
             check(&topic, header.version, now_ms, partition.index, partition.records, index)
         });
         let batch = batch.and_then(|batch| {
-            if batch.bytes.len() <= max_batch_bytes { Ok(batch) } else { Err(larger_than_segment()) }
+            let most = broker.lanes.of(batch.durability).max_batch_bytes();
+            if batch.bytes.len() <= most { Ok(batch) } else { Err(larger_than_segment()) }
         });
         match batch {
             Ok(batch) => checked.push(batch),
@@ -91,23 +91,34 @@ async fn append(
     partitions: usize,
     timeout_ms: i32,
 ) -> Arc<Waiting> {
-    let bytes: usize = checked.iter().map(|batch| batch.bytes.len()).sum();
-    if checked.is_empty() {
-        return Waiting::new(partitions, 0, None);
-    }
     let timeout = Duration::from_millis(u64::try_from(timeout_ms).unwrap_or(0));
-    let room = broker.lane.reserve(bytes, timeout).await;
-    if room.is_none() {
-        let full =
-            || Outcome::refused(ErrorCode::RequestTimedOut, Some("the broker's write queue is full".into()));
-        refused.extend(checked.drain(..).map(|batch| (batch.index, full())));
+    let mut room = Vec::with_capacity(1);
+    for (durability, lane) in broker.lanes.all() {
+        let of_lane = checked.iter().filter(|batch| batch.durability == durability);
+        let bytes: usize = of_lane.map(|batch| batch.bytes.len()).sum();
+        if bytes == 0 {
+            continue;
+        }
+        match lane.reserve(bytes, timeout).await {
+            Some(permit) => room.push(permit),
+            None => {
+                let left_out = checked.extract_if(.., |batch| batch.durability == durability);
+                refused.extend(left_out.map(|batch| (batch.index, queue_full())));
+            }
+        }
     }
     let records: u64 = checked.iter().map(|batch| u64::from(batch.info.record_count)).sum();
     broker.metrics.record_bytes_in.inc_by(checked.iter().map(|batch| batch.bytes.len() as u64).sum());
     broker.metrics.records_in.inc_by(records);
     let waiting = Waiting::new(partitions, checked.len(), room);
-    broker.lane.push(&checked, &waiting);
+    for (durability, lane) in broker.lanes.all() {
+        lane.push(checked.iter().filter(|batch| batch.durability == durability), &waiting);
+    }
     waiting
+}
+
+fn queue_full() -> Outcome {
+    Outcome::refused(ErrorCode::RequestTimedOut, Some("the broker's write queue is full".to_owned()))
 }
 
 /// What is wrong with the request as a whole.
@@ -185,6 +196,7 @@ fn check(
         key: PartitionKey::new(topic.topic_id, partition),
         info: BatchInfo::new(&header, flags_of(&header)),
         bytes,
+        durability: topic.settings.durability,
         class_epoch: topic.class_epoch,
         index,
     })

@@ -24,18 +24,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use isobar_admin::{Admin, AdminError, Health};
-use isobar_broker::{BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker, SessionProposer};
+use isobar_broker::{BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker};
 use isobar_host::Host;
 use isobar_host::disk::DirLock;
 use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
-use isobar_metadata::{ClusterFormat, Command, CommandResult, Envelope, Image, StoreId};
+use isobar_metadata::{ClusterFormat, Command, Envelope, Image, StoreId};
 use isobar_protocol::Uuid;
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
 use isobar_store::{
     BlockCache, Bucket, BucketOptions, Deleter, DeleterOptions, DiskCache, DiskCacheOptions, MemoryCache,
-    ObjectReader, ProposeFailed, Proposer, StoreError, StoreMetrics, Uploader, UploaderOptions,
+    ObjectReader, Proposer, StoreError, StoreMetrics, Uploader, UploaderOptions,
     UploaderParts,
 };
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
@@ -226,7 +225,7 @@ impl Node {
             }),
         };
         let broker = Arc::new(RunningBroker::start(host, options.broker.clone(), parts).await?);
-        let proposer: Arc<dyn Proposer> = Arc::new(Proposing { image: live, session: broker.proposer() });
+        let proposer: Arc<dyn Proposer> = Arc::new(broker.proposer());
         let _ =
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
         let deleter = Deleter::start(host, bucket, proposer, options.deleter.clone());
@@ -441,23 +440,6 @@ fn start_uploader(
         ..UploaderOptions::default()
     };
     Uploader::start(parts, settings)
-}
-
-/// The way of the store's tasks to metadata: the live image, and the broker's session.
-struct Proposing {
-    image: Arc<LiveImage>,
-    session: SessionProposer,
-}
-
-#[async_trait]
-impl Proposer for Proposing {
-    fn image(&self) -> Image {
-        self.image.snapshot()
-    }
-
-    async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed> {
-        self.session.propose(command).await.map_err(|error| ProposeFailed(error.to_string()))
-    }
 }
 
 async fn start_admin(

@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use isobar_client::{
-    Client, ClientConfig, Consumer, ConsumerConfig, NewTopic, OutgoingRecord, Producer, ProducerConfig,
-    TopicPartition,
+    Client, ClientConfig, ConfigResource, Consumer, ConsumerConfig, NewTopic, OutgoingRecord, Producer,
+    ProducerConfig, TopicPartition,
 };
 use isobar_host::Host;
 use isobar_host::sim::{SimDisk, World};
@@ -31,14 +32,7 @@ fn options(bucket: &Bucket) -> NodeOptions {
 
 /// Sends everything, then reads it back: each value once and in order.
 async fn send_and_read(host: Host) {
-    let mut config = ClientConfig::new(BROKER);
-    config.api_timeout = Duration::from_secs(60);
-    let client = loop {
-        match Client::connect(&host, config.clone()).await {
-            Ok(client) => break client,
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    };
+    let client = connect(&host).await;
     client.create_topics(&[NewTopic::new("t", 1)]).await.unwrap();
     let settings = ProducerConfig { delivery_timeout: Duration::from_secs(120), ..ProducerConfig::default() };
     let producer = Producer::new(&client, settings).await.unwrap();
@@ -53,10 +47,15 @@ async fn send_and_read(host: Host) {
     for (number, delivery) in (0..).zip(deliveries) {
         assert_eq!(delivery.await.unwrap().offset, number);
     }
-    let mut consumer = Consumer::new(&client, ConsumerConfig::default());
+    read_numbers(&client, at, RECORDS).await;
+}
+
+/// Values that begin with 0, 1, … in order, each once.
+async fn read_numbers(client: &Client, at: TopicPartition, count: u64) {
+    let mut consumer = Consumer::new(client, ConsumerConfig::default());
     consumer.assign(at, Some(0));
     let mut next = 0_u64;
-    while next < RECORDS {
+    while next < count {
         for fetched in consumer.poll(Duration::from_secs(5)).await.unwrap() {
             fetched
                 .for_each(|record| {
@@ -65,6 +64,17 @@ async fn send_and_read(host: Host) {
                     next += 1;
                 })
                 .unwrap();
+        }
+    }
+}
+
+async fn connect(host: &Host) -> Client {
+    let mut config = ClientConfig::new(BROKER);
+    config.api_timeout = Duration::from_secs(60);
+    loop {
+        match Client::connect(host, config.clone()).await {
+            Ok(client) => return client,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }
@@ -136,4 +146,79 @@ fn started_at(world: &mut World, node: &Mutex<Option<Node>>) -> i64 {
         }
     }
     panic!("the node did not start");
+}
+
+/// Moves the topic from one durability class to the other and back, again and again.
+async fn switch_classes(host: Host, client: Client, stop: Arc<AtomicBool>) -> u32 {
+    let mut switches = 0;
+    let topic = ConfigResource::Topic("t".to_owned());
+    while !stop.load(Ordering::Relaxed) {
+        let class = if switches % 2 == 0 { "wal" } else { "object" };
+        client.alter_configs(&topic, &[("isobar.durability", Some(class))]).await.unwrap();
+        switches += 1;
+        tokio::time::sleep(Duration::from_millis(100 + host.random_u64() % 400)).await;
+    }
+    switches
+}
+
+/// Sends `count` records while the class changes under them; each must have the offset of its turn, once.
+async fn send_through_switches(host: Host, count: u64) -> u32 {
+    let client = connect(&host).await;
+    let topic =
+        NewTopic { configs: vec![("isobar.durability".into(), "object".into())], ..NewTopic::new("t", 1) };
+    client.create_topics(&[topic]).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (told, switched) = tokio::sync::oneshot::channel();
+    let switching = switch_classes(host.clone(), client.clone(), Arc::clone(&stop));
+    let _ = host.spawn("switches", async move {
+        let _ = told.send(switching.await);
+    });
+    let settings = ProducerConfig { delivery_timeout: Duration::from_secs(120), ..ProducerConfig::default() };
+    let producer = Producer::new(&client, settings).await.unwrap();
+    let at = TopicPartition::new("t", 0);
+    let mut deliveries = Vec::new();
+    for number in 0..count {
+        let value = Some(number.to_be_bytes().to_vec().into());
+        let record = OutgoingRecord { value, ..OutgoingRecord::default() };
+        deliveries.push(producer.send(&at, record).await.unwrap());
+        if number % 3 == 0 {
+            tokio::time::sleep(Duration::from_millis(host.random_u64() % 20)).await;
+        }
+    }
+    for (number, delivery) in (0..).zip(deliveries) {
+        assert_eq!(delivery.await.unwrap().offset, number);
+    }
+    stop.store(true, Ordering::Relaxed);
+    read_numbers(&client, at, count).await;
+    switched.await.unwrap()
+}
+
+/// A topic changes its durability class while a producer writes, on a store that fails now and then.
+#[test]
+fn a_class_switch_loses_and_doubles_nothing() {
+    for seed in 1..=6 {
+        let mut world = World::new(seed);
+        world.add_node("broker", Arc::new(SimDisk::new(seed)));
+        world.add_node("client", Arc::new(SimDisk::new(seed + 100)));
+        let bucket = Bucket::new(seed, FaultPlan::all(20_000));
+        let settings = options(&bucket);
+        let node: Arc<Mutex<Option<Node>>> = Arc::default();
+        let started = Arc::clone(&node);
+        world.boot("broker", |host| async move {
+            *started.lock() = Some(Node::start(&host, settings).await.unwrap());
+        });
+        let switches = Arc::new(Mutex::new(None));
+        let ended = Arc::clone(&switches);
+        world.boot("client", |host| async move {
+            *ended.lock() = Some(send_through_switches(host, 1500).await);
+        });
+        let mut millisecond = 0;
+        while switches.lock().is_none() {
+            world.step();
+            millisecond += 1;
+            assert!(millisecond < 300_000, "seed {seed}: the producer did not come to its end");
+        }
+        let switches = switches.lock().unwrap_or(0);
+        assert!(switches > 5, "seed {seed}: {switches} switches");
+    }
 }

@@ -9,6 +9,10 @@
 //! what a consumer gets, and the footer is only needed by whoever has nothing but the object (`isobar dump`, fsck,
 //! compaction, recovery).
 //!
+//! An object of the durability class `object` is put before its batches have offsets: they lie in it as the producers sent them,
+//! the footer counts offsets from 0 in each run, and says which chunk it is ([`Origin`]). Whoever reads such a run stamps it
+//! with the offsets that metadata gives.
+//!
 //! Every byte is under a CRC: a batch from its 21st byte on by its own, its first 21 bytes by the footer's index,
 //! the footer by the trailer, the trailer by itself. Records are never summed a second time.
 
@@ -19,8 +23,11 @@ use isobar_metadata::ids::{ObjectId, PartitionKey, TopicId};
 use isobar_protocol::batch::{BatchHeader, HEADER_BYTES, STAMP_BYTES, crc32c, verify_crc};
 use prost::Message;
 
-/// The only version there is. A reader refuses a higher one.
+/// Version of objects whose batches have their final offsets.
 pub const VERSION: u32 = 1;
+/// Version of objects that hold a chunk of the durability class `object`, whose offsets were not known when it was put. A
+/// reader refuses a higher one.
+pub const CHUNK_VERSION: u32 = 2;
 /// Length of the trailer.
 pub const TRAILER_BYTES: usize = 24;
 /// No footer is larger; a longer one in a trailer is damage.
@@ -81,6 +88,22 @@ struct FooterProto {
     body_bytes: u64,
     #[prost(message, repeated, tag = "5")]
     runs: Vec<RunProto>,
+    #[prost(message, optional, tag = "6")]
+    origin: Option<Origin>,
+}
+
+/// Which chunk an object of the class `object` holds.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Origin {
+    /// Of the broker that put it.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// Its lane.
+    #[prost(uint32, tag = "2")]
+    pub lane: u32,
+    /// The commit's number in the lane.
+    #[prost(uint64, tag = "3")]
+    pub number: u64,
 }
 
 /// Columns have one value a batch.
@@ -157,6 +180,7 @@ pub struct ObjectBuilder {
     cluster_id: String,
     object: ObjectId,
     created_ms: i64,
+    origin: Option<Origin>,
     parts: Vec<Bytes>,
     arena: BytesMut,
     body_bytes: u64,
@@ -170,11 +194,17 @@ impl ObjectBuilder {
             cluster_id,
             object,
             created_ms,
+            origin: None,
             parts: Vec::new(),
             arena: BytesMut::new(),
             body_bytes: 0,
             runs: Vec::new(),
         }
+    }
+
+    /// An empty object for a chunk, whose batches are pushed with [`push_raw`](Self::push_raw).
+    pub fn of_chunk(cluster_id: String, object: ObjectId, created_ms: i64, origin: Origin) -> Self {
+        Self { origin: Some(origin), ..Self::new(cluster_id, object, created_ms) }
     }
 
     /// Bytes of all runs so far.
@@ -193,36 +223,11 @@ impl ObjectBuilder {
         base_offset: i64,
         leader_epoch: i32,
     ) {
-        let last_offset = base_offset + i64::from(header.last_offset_delta);
         let stamp = header.stamp(base_offset, leader_epoch);
         let mut head = [0; HEAD_BYTES];
         head[..STAMP_BYTES].copy_from_slice(&stamp);
         head[STAMP_BYTES..].copy_from_slice(&batch[STAMP_BYTES..HEAD_BYTES]);
-        let entry = RunBatch {
-            base_offset,
-            last_offset,
-            start: self.body_bytes,
-            bytes: batch.len() as u32,
-            max_timestamp_ms: header.max_timestamp_ms,
-            head_crc: crc32c(&head),
-        };
-        match self.runs.last_mut() {
-            Some(run) if run.key == key && run.last_offset + 1 == base_offset => {
-                run.last_offset = last_offset;
-                run.max_timestamp_ms = run.max_timestamp_ms.max(header.max_timestamp_ms);
-                run.range.end += batch.len() as u64;
-                run.batches.push(entry);
-            }
-            _ => self.runs.push(Run {
-                key,
-                first_offset: base_offset,
-                last_offset,
-                range: self.body_bytes..self.body_bytes + batch.len() as u64,
-                max_timestamp_ms: header.max_timestamp_ms,
-                batches: vec![entry],
-            }),
-        }
-        self.body_bytes += batch.len() as u64;
+        self.note(key, batch.len(), header, base_offset, crc32c(&head));
         if batch.len() < COPY_BELOW_BYTES {
             self.gather(&stamp);
             self.gather(&batch[STAMP_BYTES..]);
@@ -234,6 +239,54 @@ impl ObjectBuilder {
             self.flush();
             self.parts.push(batch.slice(STAMP_BYTES..));
         }
+    }
+
+    /// Appends a batch of a chunk as it is. `base_offset` counts from 0 in its run.
+    pub fn push_raw(&mut self, key: PartitionKey, batch: &Bytes, header: &BatchHeader, base_offset: i64) {
+        self.note(key, batch.len(), header, base_offset, crc32c(&batch[..HEAD_BYTES]));
+        if batch.len() < COPY_BELOW_BYTES {
+            self.gather(batch);
+        } else {
+            self.flush();
+            self.parts.push(batch.clone());
+        }
+    }
+
+    /// Adds a batch to the index.
+    fn note(
+        &mut self,
+        key: PartitionKey,
+        bytes: usize,
+        header: &BatchHeader,
+        base_offset: i64,
+        head_crc: u32,
+    ) {
+        let last_offset = base_offset + i64::from(header.last_offset_delta);
+        let entry = RunBatch {
+            base_offset,
+            last_offset,
+            start: self.body_bytes,
+            bytes: bytes as u32,
+            max_timestamp_ms: header.max_timestamp_ms,
+            head_crc,
+        };
+        match self.runs.last_mut() {
+            Some(run) if run.key == key && run.last_offset + 1 == base_offset => {
+                run.last_offset = last_offset;
+                run.max_timestamp_ms = run.max_timestamp_ms.max(header.max_timestamp_ms);
+                run.range.end += bytes as u64;
+                run.batches.push(entry);
+            }
+            _ => self.runs.push(Run {
+                key,
+                first_offset: base_offset,
+                last_offset,
+                range: self.body_bytes..self.body_bytes + bytes as u64,
+                max_timestamp_ms: header.max_timestamp_ms,
+                batches: vec![entry],
+            }),
+        }
+        self.body_bytes += bytes as u64;
     }
 
     fn gather(&mut self, bytes: &[u8]) {
@@ -258,10 +311,12 @@ impl ObjectBuilder {
             created_ms: self.created_ms,
             body_bytes: self.body_bytes,
             runs: self.runs.iter().map(run_proto).collect(),
+            origin: self.origin,
         }
         .encode_to_vec();
         self.flush();
-        let trailer = encode_trailer(&footer);
+        let version = if self.origin.is_some() { CHUNK_VERSION } else { VERSION };
+        let trailer = encode_trailer(&footer, version);
         self.parts.push(Bytes::from(footer));
         self.parts.push(Bytes::copy_from_slice(&trailer));
         (self.parts, self.runs)
@@ -298,11 +353,11 @@ fn run_proto(run: &Run) -> RunProto {
     proto
 }
 
-fn encode_trailer(footer: &[u8]) -> [u8; TRAILER_BYTES] {
+fn encode_trailer(footer: &[u8], version: u32) -> [u8; TRAILER_BYTES] {
     let mut trailer = [0; TRAILER_BYTES];
     trailer[0..4].copy_from_slice(&(footer.len() as u32).to_le_bytes());
     trailer[4..8].copy_from_slice(&crc32c(footer).to_le_bytes());
-    trailer[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    trailer[8..12].copy_from_slice(&version.to_le_bytes());
     let crc = crc32c(&trailer[..12]);
     trailer[12..16].copy_from_slice(&crc.to_le_bytes());
     trailer[16..].copy_from_slice(&MAGIC);
@@ -330,7 +385,7 @@ impl Trailer {
         if word(12) != crc32c(&trailer[..12]) {
             return Err(damaged("trailer's CRC"));
         }
-        if word(8) != VERSION {
+        if word(8) == 0 || word(8) > CHUNK_VERSION {
             return Err(FormatError::Version(word(8)));
         }
         if word(0) as usize > MAX_FOOTER_BYTES {
@@ -353,6 +408,8 @@ pub struct Footer {
     pub body_bytes: u64,
     /// In order of their bytes.
     pub runs: Vec<Run>,
+    /// The chunk it holds, if it is of the class `object`: offsets count from 0 in each run then.
+    pub origin: Option<Origin>,
 }
 
 impl Footer {
@@ -381,6 +438,7 @@ impl Footer {
             created_ms: proto.created_ms,
             body_bytes: proto.body_bytes,
             runs,
+            origin: proto.origin,
         })
     }
 
@@ -404,10 +462,11 @@ impl Footer {
             let range = batch.start as usize..batch.start as usize + batch.bytes as usize;
             let bytes = object.get(range).ok_or_else(|| damaged("a batch beyond the object's end"))?;
             let header = check_batch(bytes)?;
-            if header.base_offset != batch.base_offset
-                || header.last_offset() != batch.last_offset
-                || crc32c(&bytes[..HEAD_BYTES]) != batch.head_crc
-            {
+            let offsets_fit = match self.origin {
+                None => header.base_offset == batch.base_offset && header.last_offset() == batch.last_offset,
+                Some(_) => i64::from(header.last_offset_delta) == batch.last_offset - batch.base_offset,
+            };
+            if !offsets_fit || crc32c(&bytes[..HEAD_BYTES]) != batch.head_crc {
                 return Err(damaged(format!("the head of the batch at byte {}", batch.start)));
             }
         }

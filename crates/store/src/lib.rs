@@ -11,12 +11,14 @@
 mod bucket;
 mod build;
 mod cache;
+mod chunks;
 mod cluster;
 mod delete;
 mod directory;
 mod disk_cache;
 mod error;
 pub mod format;
+mod ids;
 mod metrics;
 pub mod plan;
 mod reader;
@@ -24,10 +26,11 @@ mod upload;
 
 pub use bucket::{Bucket, BucketOptions};
 pub use cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, BlockSource, MemoryCache};
+pub use chunks::{ChunkStore, ChunkStoreParts, PlacedChunk, PlacedDone};
 pub use cluster::{ProposeFailed, Proposer};
 pub use delete::{Deleter, DeleterOptions};
 pub use disk_cache::{DiskCache, DiskCacheOptions};
 pub use error::StoreError;
 pub use metrics::{OpLabels, RequestLabels, StoreMetrics};
-pub use reader::{ObjectReader, ReadObject};
+pub use reader::{ObjectReader, ReadBatches, ReadObject};
 pub use upload::{Uploader, UploaderOptions, UploaderParts};

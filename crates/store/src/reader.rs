@@ -2,7 +2,8 @@
 //!
 //! What it promises
 //! 1. What comes back are whole batches from the one that holds the offset asked for on, with every batch's CRC checked
-//!    once since its block came from the store, and with offsets that lie where metadata says; or an error.
+//!    once since its block came from the store, and with offsets that lie where metadata says; or an error. In an unstamped run
+//!    (durability class `object`) the batches' own offsets mean nothing: they are counted from the run's first offset.
 //! 2. No copy, but for batches that cross the border of two blocks.
 //! 3. At least one batch, and no second one beyond `max_bytes`.
 //!
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use isobar_metadata::ids::ObjectId;
+use isobar_metadata::record::{Extent, ObjectLocation};
 use isobar_protocol::batch::{BatchHeader, HEADER_BYTES, verify_crc};
 use parking_lot::Mutex;
 
@@ -37,6 +39,30 @@ pub struct ReadObject {
     pub first_offset: i64,
     /// Last offset, inclusive.
     pub last_offset: i64,
+    /// The batches have no final offsets in them: they take those of the run, densely.
+    pub unstamped: bool,
+}
+
+impl ReadObject {
+    /// The run of an extent that lies in an object.
+    pub fn of(extent: &Extent, location: ObjectLocation) -> Self {
+        Self {
+            object: location.object,
+            range: location.range(),
+            first_offset: extent.base_offset,
+            last_offset: extent.last_offset,
+            unstamped: location.unstamped,
+        }
+    }
+}
+
+/// Batches of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadBatches {
+    /// Offset of the first one.
+    pub base_offset: i64,
+    /// In order, each of whole batches.
+    pub parts: Vec<Bytes>,
 }
 
 /// Reads runs. Cheap to clone.
@@ -134,6 +160,11 @@ impl ObjectReader {
         Self { bucket, source, cache, hints: Arc::default() }
     }
 
+    /// The cache it reads through.
+    pub fn cache(&self) -> &Arc<dyn BlockCache> {
+        &self.cache
+    }
+
     /// The store it reads from.
     pub fn bucket(&self) -> &Bucket {
         &self.bucket
@@ -148,8 +179,9 @@ impl ObjectReader {
         run: ReadObject,
         offset: i64,
         max_bytes: usize,
-    ) -> Result<Vec<Bytes>, StoreError> {
+    ) -> Result<ReadBatches, StoreError> {
         let hint = self.hints.lock().places.get(&(run.object, run.range.start, offset)).copied();
+        let hint = hint.map(|position| (position, offset));
         let mut walk = Walk::new(self, &run, hint);
         let error = match walk.read(offset, max_bytes).await {
             Err(error @ StoreError::Damaged { .. }) => error,
@@ -172,45 +204,48 @@ struct Walk<'a> {
     reader: &'a ObjectReader,
     run: &'a ReadObject,
     position: u64,
+    /// Where an unstamped batch at `position` begins.
+    next_offset: i64,
     block: Option<(u32, Arc<Block>)>,
     touched: Vec<u32>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(reader: &'a ObjectReader, run: &'a ReadObject, hint: Option<u64>) -> Self {
-        Self { reader, run, position: hint.unwrap_or(run.range.start), block: None, touched: Vec::new() }
+    fn new(reader: &'a ObjectReader, run: &'a ReadObject, hint: Option<(u64, i64)>) -> Self {
+        let (position, next_offset) = hint.unwrap_or((run.range.start, run.first_offset));
+        Self { reader, run, position, next_offset, block: None, touched: Vec::new() }
     }
 
-    async fn read(&mut self, offset: i64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+    async fn read(&mut self, offset: i64, max_bytes: usize) -> Result<ReadBatches, StoreError> {
         let run = self.run;
         let mut found = Found::default();
-        let mut next_offset = None;
+        let mut base_offset = None;
         while self.position < run.range.end {
             let (block, at) = self.block_at(self.position).await?;
-            let header = self.header(&block, at).await?;
+            let (header, base) = self.header(&block, at).await?;
+            let next = base + i64::from(header.last_offset_delta) + 1;
             let bytes = header.total_bytes();
-            if header.last_offset() < offset {
-                self.position += bytes as u64;
-                continue;
+            if next > offset {
+                if found.bytes > 0 && found.bytes + bytes > max_bytes {
+                    break;
+                }
+                self.take(&block, at, bytes, &mut found).await?;
+                base_offset.get_or_insert(base);
             }
-            if found.bytes > 0 && found.bytes + bytes > max_bytes {
-                break;
-            }
-            self.take(&block, at, bytes, &mut found).await?;
             self.position += bytes as u64;
-            next_offset = Some(header.next_offset());
+            self.next_offset = next;
             if found.bytes >= max_bytes {
                 break;
             }
         }
         found.close();
-        let Some(next) = next_offset else {
+        let Some(base_offset) = base_offset else {
             return Err(self.damaged(format!("offset {offset} is not in the run")));
         };
         if self.position < run.range.end {
-            self.reader.hints.lock().note((run.object, run.range.start, next), self.position);
+            self.reader.hints.lock().note((run.object, run.range.start, self.next_offset), self.position);
         }
-        Ok(found.parts)
+        Ok(ReadBatches { base_offset, parts: found.parts })
     }
 
     fn damaged(&self, why: String) -> StoreError {
@@ -237,8 +272,8 @@ impl<'a> Walk<'a> {
         Ok((block, at))
     }
 
-    /// The header at the walk's position, checked against the run.
-    async fn header(&mut self, block: &Arc<Block>, at: usize) -> Result<BatchHeader, StoreError> {
+    /// The header at the walk's position, checked against the run, and the batch's first offset.
+    async fn header(&mut self, block: &Arc<Block>, at: usize) -> Result<(BatchHeader, i64), StoreError> {
         let left = self.run.range.end - self.position;
         if left < HEADER_BYTES as u64 {
             return Err(self.damaged("the run ends within a header".to_owned()));
@@ -248,12 +283,13 @@ impl<'a> Walk<'a> {
             None => BatchHeader::parse_head(&self.gather(block, at, HEADER_BYTES).await?),
         };
         let header = header.map_err(|error| self.damaged(error.to_string()))?;
-        let outside =
-            header.base_offset < self.run.first_offset || header.last_offset() > self.run.last_offset;
+        let base = if self.run.unstamped { self.next_offset } else { header.base_offset };
+        let last = base.saturating_add(i64::from(header.last_offset_delta));
+        let outside = base < self.run.first_offset || last > self.run.last_offset;
         if header.total_bytes() as u64 > left || header.last_offset_delta < 0 || outside {
-            return Err(self.damaged(format!("a batch that does not fit: offset {}", header.base_offset)));
+            return Err(self.damaged(format!("a batch that does not fit: offset {base}")));
         }
-        Ok(header)
+        Ok((header, base))
     }
 
     async fn take(

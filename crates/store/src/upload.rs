@@ -17,7 +17,7 @@
 //! go into another. After the commit it counts. Two uploads of the same bytes are harmless: one commits, the other's runs are
 //! dead bytes (DESIGN section 5).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use isobar_host::{Host, Task};
-use isobar_metadata::command::{CommitObject, GrantObjects};
+use isobar_metadata::command::CommitObject;
 use isobar_metadata::ids::{ObjectId, PartitionKey, StoreId};
 use isobar_metadata::record::ObjectState;
 use isobar_metadata::{Command, CommandResult, Image, Location, PartitionView};
@@ -38,6 +38,7 @@ use crate::Bucket;
 use crate::build::{BadRun, Built, build};
 use crate::cluster::Proposer;
 use crate::format::object_key;
+use crate::ids::ObjectIds;
 use crate::plan::{Candidate, Limits, Plan, PlannedRun, plan};
 
 /// Object ids asked for at a time.
@@ -177,7 +178,7 @@ struct Work {
     parts: UploaderParts,
     options: UploaderOptions,
     signals: Arc<Signals>,
-    ids: VecDeque<(ObjectId, i64)>,
+    ids: ObjectIds,
     busy: BTreeMap<ObjectId, Busy>,
     suspects: BTreeMap<PartitionKey, Suspect>,
     failures_in_a_row: u32,
@@ -187,11 +188,13 @@ struct Work {
 
 impl Work {
     fn new(parts: UploaderParts, options: UploaderOptions, signals: Arc<Signals>) -> Self {
+        let proposer = Arc::clone(&parts.proposer);
+        let ids = ObjectIds::new(&parts.host, proposer, GRANT_COUNT, options.grant_lifetime);
         Self {
             parts,
             options,
             signals,
-            ids: VecDeque::new(),
+            ids,
             busy: BTreeMap::new(),
             suspects: BTreeMap::new(),
             failures_in_a_row: 0,
@@ -252,7 +255,10 @@ impl Work {
         small_ones_too: bool,
     ) -> Option<(ObjectId, Vec<(PlannedRun, Arc<PartitionView>)>)> {
         let runs = self.choose(&self.parts.proposer.image(), small_ones_too)?;
-        let object = self.object_id().await?;
+        let Some(object) = self.ids.take().await else {
+            self.back_off();
+            return None;
+        };
         let ends = runs.iter().map(|(run, _)| (run.key, run.end_offset())).collect();
         self.busy.insert(object, Busy { runs: ends, committed: false });
         Some((object, runs))
@@ -303,33 +309,6 @@ impl Work {
         }
         let since = *self.oldest_seen.get_or_insert_with(Instant::now);
         metrics.waiting_age_ms.set(i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX));
-    }
-
-    /// An id that can be committed for long enough yet.
-    async fn object_id(&mut self) -> Option<ObjectId> {
-        let lifetime_ms = i64::try_from(self.options.grant_lifetime.as_millis()).unwrap_or(i64::MAX);
-        loop {
-            while let Some((object, deadline_ms)) = self.ids.pop_front() {
-                if deadline_ms - self.parts.host.now_ms() > lifetime_ms / 2 {
-                    return Some(object);
-                }
-            }
-            let grant = Command::GrantObjects(GrantObjects { count: GRANT_COUNT, lifetime_ms });
-            match self.parts.proposer.propose(grant).await {
-                Ok(CommandResult::Objects(granted)) if granted.error_code == 0 && granted.count > 0 => {
-                    // By this node's clock; the state machine's may differ, and it alone decides.
-                    let deadline_ms = self.parts.host.now_ms() + lifetime_ms;
-                    let ids =
-                        (0..u64::from(granted.count)).map(|n| (ObjectId(granted.first.0 + n), deadline_ms));
-                    self.ids.extend(ids);
-                }
-                other => {
-                    tracing::warn!(answer = ?other, "no object ids granted");
-                    self.back_off();
-                    return None;
-                }
-            }
-        }
     }
 
     fn ended(&mut self, object: ObjectId, ended: Ended) {

@@ -330,13 +330,9 @@ impl Node {
                 Err("too few batches".to_owned())
             }
             Location::Object(object) => {
-                let run = ReadObject {
-                    object: object.object,
-                    range: object.position..object.position + u64::from(object.size_bytes),
-                    first_offset: extent.base_offset,
-                    last_offset: extent.last_offset,
-                };
-                let parts = self.reader.read(run, offset, 1).await.map_err(|error| error.to_string())?;
+                let run = ReadObject::of(&extent, object);
+                let read = self.reader.read(run, offset, 1).await.map_err(|error| error.to_string())?;
+                let parts = read.parts;
                 let (header, bytes) = Batches::new(&parts[0]).next().unwrap().unwrap();
                 Ok((parts[0].slice_ref(bytes), header.base_offset, true, -1))
             }

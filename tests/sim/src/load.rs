@@ -7,6 +7,7 @@ mod member;
 mod observer;
 mod reader;
 mod sender;
+mod switcher;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use crate::plan::{Draw as _, Plan};
 pub(crate) const BROKER: &str = "10.0.0.1:9092";
 /// The group of all members.
 const GROUP: &str = "sim-group";
+/// The config that says a topic's durability class.
+const DURABILITY: &str = "isobar.durability";
 
 /// A read of everything, asked for by the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +178,11 @@ pub(crate) async fn run(host: Host, load: Arc<Load>) {
         start(&load.sending, &me, "churns");
         let _ = host.spawn("sim.churner", churner::run(me));
     }
+    if let Some(every_ms) = plan.switch_every_ms {
+        let me = next();
+        start(&load.sending, &me, "switches classes");
+        let _ = host.spawn("sim.switcher", switcher::run(me, every_ms));
+    }
     for _ in 0..plan.readers {
         let me = next();
         start(&load.reading, &me, "reads");
@@ -200,8 +208,13 @@ async fn make_topics(mut me: Me) {
         waited_ms = waited_ms.max(topic.at_ms);
         // What is asked for once is asked until it is answered, also when sending has ended meanwhile.
         let Some(client) = me.connect(|_| true).await else { break };
+        let class = if topic.object { "object" } else { "wal" };
+        let wanted = NewTopic {
+            configs: vec![(DURABILITY.to_owned(), class.to_owned())],
+            ..NewTopic::new(&topic.name, topic.partitions)
+        };
         loop {
-            let made = client.create_topics(&[NewTopic::new(&topic.name, topic.partitions)]).await;
+            let made = client.create_topics(std::slice::from_ref(&wanted)).await;
             match made.and_then(|mut each| each.pop().unwrap_or(Ok(()))) {
                 Ok(()) => break,
                 Err(error) if error.code() == Some(ErrorCode::TopicAlreadyExists) => break,

@@ -16,7 +16,10 @@ use isobar_sim::plan::SABOTAGES;
 use isobar_sim::totals::Totals;
 use isobar_sim::{Outcome, Plan, run};
 use parking_lot::Mutex;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+
+/// Seeds whose results are written together.
+const BLOCK_SEEDS: u64 = 100;
 
 /// The whole node in simulation, one seed after another.
 #[derive(Parser)]
@@ -44,7 +47,8 @@ struct Run {
     /// Seeds at once.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// A file of JSON lines to which this run's totals are added. Also: fail unless every crash point was hit.
+    /// A file of JSON lines to which the totals of each hundred seeds are added as soon as they have run, with the commit.
+    /// Hundreds that it has already, clean and of this commit, are not run again. Also: fail unless every crash point was hit.
     #[arg(long)]
     results: Option<PathBuf>,
     /// Breaks a promise of the node; then the run must fail, and ends at the first seed that does.
@@ -115,40 +119,107 @@ struct Shared<'a> {
 
 fn run_seeds(args: &Run) -> bool {
     let began = Instant::now();
-    let (first, last) = args.seeds;
-    let shared =
-        Shared { args, seeds: (first..=last).collect(), next: AtomicUsize::new(0), totals: Mutex::default() };
-    std::thread::scope(|scope| {
-        for _ in 0..args.jobs.max(1) {
-            scope.spawn(|| work(&shared));
+    let record = args.results.as_deref().map(Record::open);
+    let mut totals = Totals::default();
+    for block in blocks(args.seeds) {
+        if let Some(known) = record.as_ref().and_then(|record| record.known(block)) {
+            totals.merge(&known);
+            continue;
         }
-    });
-    let totals = shared.totals.into_inner();
+        let shared = Shared {
+            args,
+            seeds: (block.0..=block.1).collect(),
+            next: AtomicUsize::new(0),
+            totals: Mutex::default(),
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..args.jobs.max(1) {
+                scope.spawn(|| work(&shared));
+            }
+        });
+        let of_block = shared.totals.into_inner();
+        if let Some(record) = &record {
+            record.add(block, &of_block);
+        }
+        totals.merge(&of_block);
+        println!("{} seeds, {} failed", totals.seeds, totals.failed_seeds.len());
+        let most = if args.sabotage.is_some() { 1 } else { args.most_failures };
+        if totals.failed_seeds.len() >= most {
+            break;
+        }
+    }
     println!("{totals}");
-    let seconds = began.elapsed().as_secs_f64();
-    println!("{:.2} s a seed, {seconds:.0} s in all", seconds * args.jobs as f64 / totals.seeds as f64);
+    println!("{:.0} s", began.elapsed().as_secs_f64());
     let missing = totals.missing(args.results.is_some());
     if args.sabotage.is_none() {
         for what in &missing {
             println!("MISSING nothing of this happened: {what}");
         }
     }
-    if let Some(path) = &args.results {
-        let commit = output("git", &["rev-parse", "HEAD"]);
-        let dirty = !output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty();
-        let mut line = json!({ "commit": commit, "dirty": dirty, "first": first, "last": last,
-            "seconds": seconds.round(), "jobs": args.jobs });
-        if let (Some(line), Ok(serde_json::Value::Object(totals))) =
-            (line.as_object_mut(), serde_json::to_value(&totals))
-        {
-            line.extend(totals);
-        }
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        told(path, file.and_then(|mut file| writeln!(file, "{line}")));
-    }
     let failed = totals.failed_seeds.len() as u64;
     println!("{} passed, {failed} failed", totals.seeds - failed);
     failed == 0 && missing.is_empty()
+}
+
+/// Hundreds, as far as the range goes.
+fn blocks((first, last): (u64, u64)) -> impl Iterator<Item = (u64, u64)> {
+    let mut next = first;
+    std::iter::from_fn(move || {
+        let block = (next <= last).then(|| (next, last.min(next.saturating_add(BLOCK_SEEDS - 1))))?;
+        next = block.1 + 1;
+        Some(block)
+    })
+}
+
+/// What was run before, and where this run's results go.
+struct Record {
+    path: PathBuf,
+    commit: String,
+    dirty: bool,
+    lines: Vec<Line>,
+}
+
+/// One line of the file.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    commit: String,
+    dirty: bool,
+    first: u64,
+    last: u64,
+    #[serde(flatten)]
+    totals: Totals,
+}
+
+impl Record {
+    fn open(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        Self {
+            path: path.to_owned(),
+            commit: output("git", &["rev-parse", "HEAD"]),
+            dirty: !output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty(),
+            // Lines of older formats tell of other commits.
+            lines: text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
+        }
+    }
+
+    fn known(&self, (first, last): (u64, u64)) -> Option<Totals> {
+        let same = |line: &&Line| {
+            !self.dirty
+                && !line.dirty
+                && line.commit == self.commit
+                && (line.first, line.last) == (first, last)
+        };
+        let known = self.lines.iter().filter(same).find(|line| line.totals.failed_seeds.is_empty());
+        known.map(|line| line.totals.clone())
+    }
+
+    fn add(&self, (first, last): (u64, u64), totals: &Totals) {
+        let (commit, dirty) = (self.commit.clone(), self.dirty);
+        let line = Line { commit, dirty, first, last, totals: totals.clone() };
+        let text = serde_json::to_string(&line).unwrap_or_default();
+        let file = OpenOptions::new().create(true).append(true).open(&self.path);
+        told(&self.path, file.and_then(|mut file| writeln!(file, "{text}")));
+    }
 }
 
 /// Says on standard error when a file could not be written; the verdict stands without it.
@@ -185,9 +256,6 @@ fn work(shared: &Shared<'_>) {
         if !complaints.is_empty() {
             println!("FAIL seed {seed}; again: isobar-sim replay {seed}");
             complaints.iter().for_each(|line| println!("  {line}"));
-        }
-        if totals.seeds.is_multiple_of(50) {
-            println!("{} seeds", totals.seeds);
         }
     }
 }

@@ -66,6 +66,8 @@ pub(crate) fn options(plan: &NodePlan, store: Option<Store>) -> NodeOptions {
             listen: BROKER.to_owned(),
             auto_create_topics_enable: false,
             chunk_target_bytes: plan.chunk_target_bytes,
+            object_target_bytes: plan.chunk_target_bytes,
+            object_linger_ms: plan.object_linger_ms,
             ..Options::default()
         },
         upload_interval: plan.upload_interval,

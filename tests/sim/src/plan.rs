@@ -26,6 +26,8 @@ pub const POINTS: &[&str] = &[
     "journal.synced",
     "journal.write",
     "journal.written",
+    "object.after_put",
+    "object.before_put",
     "produce.after_append",
     "produce.after_commit",
     "raft.snapshot.renamed",
@@ -55,6 +57,8 @@ pub struct Topic {
     pub partitions: i32,
     /// When it is made, in milliseconds of the load.
     pub at_ms: u64,
+    /// It begins in the durability class `object`.
+    pub object: bool,
 }
 
 /// A producer, one life after another.
@@ -89,6 +93,8 @@ pub struct NodePlan {
     pub delete_after: Duration,
     /// The store is a directory on the node's disk, not a bucket.
     pub store_inside: bool,
+    /// How long batches of the class `object` gather.
+    pub object_linger_ms: u64,
 }
 
 /// All choices of one seed.
@@ -103,6 +109,8 @@ pub struct Plan {
     pub readers: u32,
     pub members: u32,
     pub churn: bool,
+    /// Topics change their durability class under the producers; the longest pause between two changes.
+    pub switch_every_ms: Option<u64>,
     pub node: NodePlan,
     /// The longest quiet time between two faults.
     pub fault_every_ms: u64,
@@ -146,13 +154,19 @@ impl Plan {
     pub fn of(seed: u64) -> Self {
         let rng = &mut Rng::new(seed ^ 0x1507_ba12_51b0_0001);
         let load_ms = rng.between(4_000, 12_000);
-        let mut topics = vec![Topic { name: "a".into(), partitions: rng.between(1, 4) as i32, at_ms: 0 }];
+        let mut topics =
+            vec![Topic { name: "a".into(), partitions: rng.between(1, 4) as i32, at_ms: 0, object: false }];
         if rng.percent(60) {
-            topics.push(Topic { name: "b".into(), partitions: 1, at_ms: 0 });
+            topics.push(Topic { name: "b".into(), partitions: 1, at_ms: 0, object: false });
         }
         if rng.percent(60) {
             let at_ms = rng.between(500, load_ms / 2);
-            topics.push(Topic { name: "late".into(), partitions: rng.between(1, 3) as i32, at_ms });
+            topics.push(Topic {
+                name: "late".into(),
+                partitions: rng.between(1, 3) as i32,
+                at_ms,
+                object: false,
+            });
         }
         // Objects that hold nothing but what the churner made, and deleted, can be deleted too.
         let (mut quiet_ms, mut load_ms) = (0, load_ms);
@@ -163,9 +177,14 @@ impl Plan {
             load_ms += 4_000;
             topics.iter_mut().for_each(|topic| topic.at_ms += 4_000);
         }
+        // Drawn apart, so that what a seed did before these choices were made it does still.
+        let more = &mut Rng::new(seed ^ 0x1507_ba12_51b0_0002);
+        topics.iter_mut().for_each(|topic| topic.object = more.percent(30));
+        let switch_every_ms = more.percent(30).then(|| more.pick(&[300, 1_500]));
         let senders = (0..rng.between(2, 4)).map(|number| sender(rng, number)).collect();
         let mut points: Vec<_> = (0..6).map(|n| POINTS[(seed as usize * 6 + n) % POINTS.len()]).collect();
         let mut node = node(rng);
+        node.object_linger_ms = more.pick(&[1, 20, 250]);
         if old {
             node.upload_interval = Duration::from_millis(50);
             node.delete_after = Duration::from_millis(500);
@@ -182,6 +201,7 @@ impl Plan {
             readers: rng.between(1, 2) as u32,
             members: rng.between(0, 3) as u32,
             churn: rng.percent(60) || old,
+            switch_every_ms,
             node,
             fault_every_ms: rng.pick(&[300, 800, 2_000]),
             points,
@@ -214,6 +234,7 @@ fn node(rng: &mut Rng) -> NodePlan {
         chunk_target_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
         delete_after: Duration::from_millis(rng.pick(&[1_000, 5_000])),
         store_inside: rng.percent(25),
+        object_linger_ms: 0,
     }
 }
 

@@ -15,7 +15,7 @@ use isobar_testkit::Rng;
 use isobar_testkit::bucket::{Bucket, FaultPlan};
 use isobar_testkit::history::{Checker, Event, Op, Options, Report};
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::history::Recorder;
 use crate::load::{self, Drain, Load};
@@ -23,6 +23,7 @@ use crate::node::{self, Life, Stage};
 use crate::panics;
 use crate::plan::{Draw as _, Plan};
 use crate::store::{GatedStore, StoreCounters};
+use crate::totals::add;
 
 const NODE: &str = "node";
 const CLIENTS: &str = "clients";
@@ -66,7 +67,8 @@ impl Outcome {
 }
 
 /// What was done to a node. A run in which one that matters is zero has shown nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
     /// By kind.
     pub faults: BTreeMap<String, u64>,
@@ -84,6 +86,26 @@ pub struct Counters {
     pub pages_dropped: u64,
     pub pages_torn: u64,
     pub bucket_faults: BTreeMap<String, u64>,
+}
+
+impl Counters {
+    /// What another seed did.
+    pub fn add(&mut self, from: &Self) {
+        add(&mut self.faults, &from.faults);
+        add(&mut self.points_hit, &from.points_hit);
+        add(&mut self.points_passed, &from.points_passed);
+        add(&mut self.bucket_faults, &from.bucket_faults);
+        self.restarts += from.restarts;
+        self.starts_failed += from.starts_failed;
+        self.unhealthy += from.unhealthy;
+        self.objects_written += from.objects_written;
+        self.object_requests += from.object_requests;
+        self.object_bytes_read += from.object_bytes_read;
+        self.objects_deleted += from.objects_deleted;
+        self.disk_errors += from.disk_errors;
+        self.pages_dropped += from.pages_dropped;
+        self.pages_torn += from.pages_torn;
+    }
 }
 
 /// What makes the life that is running die.

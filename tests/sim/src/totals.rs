@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::run::{Counters, Outcome};
 
 /// Sums over seeds. A run is worth something only if what matters in it is not zero.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Totals {
     pub seeds: u64,
     pub simulated_seconds: u64,
@@ -24,7 +24,7 @@ pub struct Totals {
     pub counters: Counters,
 }
 
-fn add(to: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>) {
+pub(crate) fn add(to: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>) {
     for (name, count) in from {
         *to.entry(name.clone()).or_default() += count;
     }
@@ -48,21 +48,22 @@ impl Totals {
         if !outcome.is_clean() {
             self.failed_seeds.push(outcome.seed);
         }
-        let (to, from) = (&mut self.counters, &outcome.counters);
-        add(&mut to.faults, &from.faults);
-        add(&mut to.points_hit, &from.points_hit);
-        add(&mut to.points_passed, &from.points_passed);
-        add(&mut to.bucket_faults, &from.bucket_faults);
-        to.restarts += from.restarts;
-        to.starts_failed += from.starts_failed;
-        to.unhealthy += from.unhealthy;
-        to.objects_written += from.objects_written;
-        to.object_requests += from.object_requests;
-        to.object_bytes_read += from.object_bytes_read;
-        to.objects_deleted += from.objects_deleted;
-        to.disk_errors += from.disk_errors;
-        to.pages_dropped += from.pages_dropped;
-        to.pages_torn += from.pages_torn;
+        self.counters.add(&outcome.counters);
+    }
+
+    /// What other seeds have shown.
+    pub fn merge(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.simulated_seconds += other.simulated_seconds;
+        self.steps += other.steps;
+        self.acknowledgements_checked += other.acknowledgements_checked;
+        self.records_read += other.records_read;
+        self.ends_checked += other.ends_checked;
+        self.commits_checked += other.commits_checked;
+        add(&mut self.anomalies, &other.anomalies);
+        self.problems += other.problems;
+        self.failed_seeds.extend(&other.failed_seeds);
+        self.counters.add(&other.counters);
     }
 
     /// A seed that panicked.

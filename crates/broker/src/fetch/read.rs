@@ -7,7 +7,7 @@ use isobar_metadata::{Extent, Found, IndexPointer, Location, PartitionKey, Parti
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, rewrite_timestamp};
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::fetch::RecordSet;
-use isobar_store::{ReadObject, StoreError};
+use isobar_store::{ReadBatches, ReadObject, StoreError};
 use isobar_wal::WalError;
 
 use crate::Broker;
@@ -118,45 +118,57 @@ async fn take(
         Location::Wal(location) => {
             let read = broker.wal.read(location.stream, location.chunk, location.ordinals()).await;
             let batches = read.map_err(|error| wal_miss(&error, extent))?;
-            take_unstamped(view, extent, &batches, offset, span, set)
+            whole(take_unstamped(view, extent, (extent.base_offset, &batches), offset, span, set)?, extent)
         }
         Location::Object(location) => {
-            let object = ReadObject {
-                object: location.object,
-                range: location.position..location.position + u64::from(location.size_bytes),
-                first_offset: extent.base_offset,
-                last_offset: extent.last_offset,
-            };
+            let object = ReadObject::of(extent, *location);
             let most = span.max_bytes.saturating_sub(set.len_bytes()).max(1);
-            let parts = broker
-                .objects
-                .read(object, offset, most)
-                .await
-                .map_err(|error| store_miss(&error, extent))?;
+            let read = broker.objects.read(object, offset, most).await;
+            let ReadBatches { base_offset, parts } = read.map_err(|error| store_miss(&error, extent))?;
+            if location.unstamped {
+                let batches = split(&parts, extent)?;
+                return take_unstamped(view, extent, (base_offset, &batches), offset, span, set);
+            }
             take_final(&parts, extent, offset, span, set)
         }
         Location::Inline(location) => {
-            let mut rest = location.data.clone();
-            let mut batches = Vec::new();
-            while let Some(header) = BatchHeader::parse(&rest).ok().filter(|h| h.total_bytes() <= rest.len())
-            {
-                batches.push(rest.split_to(header.total_bytes()));
-            }
-            take_unstamped(view, extent, &batches, offset, span, set)
+            let batches = split(std::slice::from_ref(&location.data), extent)?;
+            whole(take_unstamped(view, extent, (extent.base_offset, &batches), offset, span, set)?, extent)
         }
     }
 }
 
-/// Batches as they lie in the WAL: offsets and leader epoch are not in them yet.
+/// Single batches of slices of whole ones.
+fn split(parts: &[Bytes], extent: &Extent) -> Result<Vec<Bytes>, Miss> {
+    let mut batches = Vec::new();
+    for part in parts {
+        for batch in Batches::new(part) {
+            let (_, bytes) = batch.map_err(|error| damaged(extent, &error))?;
+            batches.push(part.slice_ref(bytes));
+        }
+    }
+    Ok(batches)
+}
+
+/// What was read to its end must end where the extent does.
+fn whole(next: Option<i64>, extent: &Extent) -> Result<Option<i64>, Miss> {
+    match next {
+        Some(next) if next != extent.end_offset() => {
+            Err(damaged(extent, &"its batches hold other offsets than metadata says"))
+        }
+        next => Ok(next),
+    }
+}
+
+/// Batches as they lie in the WAL, from an offset on: offsets and leader epoch are not in them yet.
 fn take_unstamped(
     view: &PartitionView,
     extent: &Extent,
-    batches: &[Bytes],
+    (mut base, batches): (i64, &[Bytes]),
     offset: i64,
     span: &Span,
     set: &mut RecordSet,
 ) -> Result<Option<i64>, Miss> {
-    let mut base = extent.base_offset;
     for batch in batches {
         let header = BatchHeader::parse(batch).map_err(|error| damaged(extent, &error))?;
         let next = base + i64::from(header.last_offset_delta) + 1;
@@ -177,10 +189,7 @@ fn take_unstamped(
         }
         base = next;
     }
-    if base == extent.end_offset() {
-        return Ok(Some(base));
-    }
-    Err(damaged(extent, &"its batches hold other offsets than metadata says"))
+    Ok(Some(base))
 }
 
 /// Batches as they lie in an object: final.

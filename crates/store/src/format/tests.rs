@@ -59,7 +59,7 @@ proptest! {
     fn nonsense_is_refused_without_a_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), honest_trailer in any::<bool>()) {
         if honest_trailer {
             let footer = bytes.clone();
-            bytes.extend_from_slice(&encode_trailer(&footer));
+            bytes.extend_from_slice(&encode_trailer(&footer, VERSION));
         }
         if let Ok(footer) = Footer::of_object(&bytes) {
             let _ = footer.verify_body(&bytes);
@@ -74,7 +74,7 @@ proptest! {
         let mut lie = bytes[..bytes.len() - TRAILER_BYTES].to_vec();
         let at = start + at.index(lie.len() - start);
         lie[at] = to;
-        let trailer = encode_trailer(&lie[start..]);
+        let trailer = encode_trailer(&lie[start..], VERSION);
         lie.extend_from_slice(&trailer);
         if let Ok(footer) = Footer::of_object(&lie) {
             let _ = footer.verify_body(&lie);
@@ -92,7 +92,7 @@ fn the_format_never_changes_unnoticed() {
     newer[at + 8] = 2;
     let crc = crc32c(&newer[at..at + 12]);
     newer[at + 12..at + 16].copy_from_slice(&crc.to_le_bytes());
-    assert_eq!(Footer::of_object(&newer), Err(FormatError::Version(2)));
+    assert_eq!(Footer::of_object(&newer), Err(FormatError::Version(3)));
 }
 const FIXED: (usize, u32) = (3468, 1_465_561_772);
 

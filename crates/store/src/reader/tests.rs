@@ -8,7 +8,7 @@ use isobar_wal::conformance::{batch, key};
 use super::*;
 use crate::BucketOptions;
 use crate::cache::MemoryCache;
-use crate::format::ObjectBuilder;
+use crate::format::{ObjectBuilder, Origin};
 use crate::metrics::StoreMetrics;
 
 const OBJECT: ObjectId = ObjectId(5);
@@ -42,6 +42,7 @@ async fn setup(sizes: &[usize]) -> Setup {
             range: run.range,
             first_offset: run.first_offset,
             last_offset: run.last_offset,
+            unstamped: false,
         })
         .collect();
     let reader = ObjectReader::new(bucket, Arc::new(MemoryCache::new(&host, 8 << 20, metrics)));
@@ -59,16 +60,16 @@ async fn reads_whole_batches_from_the_one_with_the_offset() {
     let setup = setup(&sizes).await;
     for run in &setup.runs {
         for from in 0..7 {
-            let parts = setup.reader.read(run.clone(), 100 + from, usize::MAX).await.unwrap();
+            let parts = setup.reader.read(run.clone(), 100 + from, usize::MAX).await.unwrap().parts;
             assert_eq!(offsets(&parts), (100 + from..107).collect::<Vec<_>>());
             for (n, found) in parts.iter().flat_map(|part| Batches::new(part)).enumerate() {
                 let sent = batch((from as usize + n) as u8, sizes[from as usize + n]);
                 assert_eq!(found.unwrap().1[16..], sent[16..]);
             }
         }
-        let one = setup.reader.read(run.clone(), 101, 1).await.unwrap();
+        let one = setup.reader.read(run.clone(), 101, 1).await.unwrap().parts;
         assert_eq!(offsets(&one), [101]);
-        let two = setup.reader.read(run.clone(), 102, 600_000).await.unwrap();
+        let two = setup.reader.read(run.clone(), 102, 600_000).await.unwrap().parts;
         assert_eq!(offsets(&two), [102, 103]);
         for outside in [99, 107] {
             let read = setup.reader.read(run.clone(), outside, 1).await;
@@ -80,13 +81,13 @@ async fn reads_whole_batches_from_the_one_with_the_offset() {
 #[tokio::test(start_paused = true)]
 async fn neighbours_come_as_one_slice_and_each_block_is_loaded_once() {
     let setup = setup(&[1000; 500]).await;
-    let parts = setup.reader.read(setup.runs[0].clone(), 100, usize::MAX).await.unwrap();
+    let parts = setup.reader.read(setup.runs[0].clone(), 100, usize::MAX).await.unwrap().parts;
     assert_eq!((parts.len(), offsets(&parts).len()), (1, 500));
     let before = setup.store.requests();
     // One who reads on does not walk again.
     let mut next = 100;
     while next < 600 {
-        let parts = setup.reader.read(setup.runs[1].clone(), next, 5000).await.unwrap();
+        let parts = setup.reader.read(setup.runs[1].clone(), next, 5000).await.unwrap().parts;
         next = offsets(&parts).last().unwrap() + 1;
     }
     assert!(setup.store.requests() - before <= 1);
@@ -101,7 +102,7 @@ async fn damage_on_the_way_passes_and_damage_in_the_store_is_an_error() {
         let setup = setup(&[1000; 20]).await;
         setup.store.flip_bits(1);
         for run in &setup.runs {
-            assert_eq!(offsets(&setup.reader.read(run.clone(), 100, usize::MAX).await.unwrap()), whole);
+            assert_eq!(offsets(&setup.reader.read(run.clone(), 100, usize::MAX).await.unwrap().parts), whole);
         }
         seen += setup.store.requests().saturating_sub(2);
     }
@@ -111,7 +112,7 @@ async fn damage_on_the_way_passes_and_damage_in_the_store_is_an_error() {
     let mut damaged = 0;
     for run in &setup.runs {
         match setup.reader.read(run.clone(), 100, usize::MAX).await {
-            Ok(parts) => assert_eq!(offsets(&parts), whole),
+            Ok(read) => assert_eq!(offsets(&read.parts), whole),
             Err(error) => {
                 assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
                 damaged += 1;
@@ -137,4 +138,38 @@ async fn what_is_not_there_is_told_apart() {
     let cold =
         ObjectReader::new(setup.reader.bucket().clone(), Arc::new(MemoryCache::new(&host, 1, metrics)));
     assert!(cold.read(setup.runs[0].clone(), 100, 1).await.unwrap_err().is_transient());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unstamped_run_counts_offsets_from_its_first() {
+    let host = Host::real();
+    let store = SimBucket::new(1, FaultPlan::NONE);
+    let metrics = StoreMetrics::default();
+    let bucket =
+        Bucket::new(&host, "s", "", Arc::new(store.clone()), BucketOptions::default(), metrics.clone());
+    let origin = Origin { session: 1, lane: 2, number: 3 };
+    let mut builder = ObjectBuilder::of_chunk("c".to_owned(), OBJECT, 0, origin);
+    for n in 0..6_u8 {
+        let bytes = batch(n, 300_000);
+        builder.push_raw(key(1, 0), &bytes, &BatchHeader::parse(&bytes).unwrap(), i64::from(n));
+    }
+    let (parts, runs) = builder.finish();
+    bucket.put(&object_key(OBJECT), parts).await.unwrap();
+    let run = ReadObject {
+        object: OBJECT,
+        range: runs[0].range.clone(),
+        first_offset: 1000,
+        last_offset: 1005,
+        unstamped: true,
+    };
+    let reader = ObjectReader::new(bucket, Arc::new(MemoryCache::new(&host, 8 << 20, metrics)));
+    let from_start = reader.read(run.clone(), 1003, 1).await.unwrap();
+    assert_eq!(from_start.base_offset, 1003);
+    // By the hint that the read before left.
+    let next = reader.read(run.clone(), 1004, usize::MAX).await.unwrap();
+    assert_eq!((next.base_offset, offsets(&next.parts)), (1004, vec![0, 0]));
+    assert_eq!(next.parts.iter().map(Bytes::len).sum::<usize>(), 2 * batch(0, 300_000).len());
+    // One batch more than metadata knows of is damage, not data.
+    let short = ReadObject { last_offset: 1004, ..run };
+    assert!(matches!(reader.read(short, 1004, usize::MAX).await, Err(StoreError::Damaged { .. })));
 }
