@@ -4,8 +4,10 @@
 //! unreferenced for the grace period, and deletes them again for a day, because a late PUT may land.
 //!
 //! Invariants
-//! 1. Only objects that the image says are *unreferenced* or *deleted* are deleted, and metadata never takes such a state back.
-//! 2. The grace period is counted in the state machine's time, which no single clock moves; while expiry is held after a
+//! 1. Only after a look at the incarnation's claim; see [`crate::ClaimGuard`].
+//! 2. Only objects that the image says are *unreferenced* or *deleted* are deleted, and metadata never takes such a state back.
+//! 3. Only if the recovery cut has passed the entry that made it unreferenced: a recovery would need it else.
+//! 4. The grace period is counted in the state machine's time, which no single clock moves; while expiry is held after a
 //!    jump of the clock nothing is deleted.
 //!
 //! Failure and crash: everything here may be done twice.
@@ -20,7 +22,7 @@ use isobar_metadata::ids::ObjectId;
 use isobar_metadata::record::{ObjectRecord, ObjectState};
 use isobar_metadata::{Command, Image};
 
-use crate::Bucket;
+use crate::{Bucket, ClaimGuard};
 use crate::cluster::Proposer;
 use crate::format::object_key;
 
@@ -57,8 +59,14 @@ pub struct Deleter {
 
 impl Deleter {
     /// Starts the task.
-    pub fn start(host: &Host, bucket: Bucket, proposer: Arc<dyn Proposer>, options: DeleterOptions) -> Self {
-        let work = Work { host: host.clone(), bucket, proposer, options, repeated_ms: BTreeMap::new() };
+    pub fn start(
+        host: &Host,
+        bucket: Bucket,
+        guard: Option<ClaimGuard>,
+        proposer: Arc<dyn Proposer>,
+        options: DeleterOptions,
+    ) -> Self {
+        let work = Work { host: host.clone(), bucket, guard, proposer, options, repeated_ms: BTreeMap::new() };
         Self { task: host.spawn("deleter", work.run()) }
     }
 
@@ -80,6 +88,7 @@ struct Due {
 struct Work {
     host: Host,
     bucket: Bucket,
+    guard: Option<ClaimGuard>,
     proposer: Arc<dyn Proposer>,
     options: DeleterOptions,
     /// When objects in state *deleted* were deleted by this process, in the state machine's time.
@@ -139,6 +148,12 @@ impl Work {
     }
 
     async fn delete(&mut self, image: &Image, objects: Vec<ObjectId>) {
+        if let Some(guard) = &self.guard
+            && let Err(error) = guard.check(self.host.now_ms()).await
+        {
+            tracing::warn!(%error, "nothing is deleted while the claim on the cluster is not known to hold");
+            return;
+        }
         let mut deleted = Vec::with_capacity(objects.len());
         for object in objects {
             match self.bucket.delete(&object_key(object)).await {

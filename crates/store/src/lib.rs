@@ -11,6 +11,7 @@
 mod bucket;
 mod build;
 mod cache;
+mod claim;
 mod cluster;
 mod delete;
 mod directory;
@@ -22,8 +23,9 @@ pub mod plan;
 mod reader;
 mod upload;
 
-pub use bucket::{Bucket, BucketOptions};
+pub use bucket::{Bucket, BucketOptions, Created};
 pub use cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, BlockSource, MemoryCache};
+pub use claim::{Claim, ClaimError, ClaimGuard, claim, claimed, read_claim};
 pub use cluster::{ProposeFailed, Proposer};
 pub use delete::{Deleter, DeleterOptions};
 pub use disk_cache::{DiskCache, DiskCacheOptions};

@@ -217,7 +217,7 @@ impl Node {
             grace: Duration::from_secs(5),
             repeat: Duration::from_secs(60),
         };
-        let deleter = Deleter::start(&host, bucket.clone(), proposer, deleter);
+        let deleter = Deleter::start(&host, bucket.clone(), None, proposer, deleter);
         let reader = ObjectReader::new(bucket, Arc::new(MemoryCache::new(&host, 4 << 20, metrics)));
         Some(Self { host, quorum, replica, stream, next: 0, uploader, _deleter: deleter, reader, acked })
     }
