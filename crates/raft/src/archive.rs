@@ -33,6 +33,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use isobar_metadata::Image;
+use isobar_metadata::record::{ObjectRecord, ObjectState};
 
 pub use format::{FormatError, LogHeader, PartHeader, decode_log, decode_part};
 pub(crate) use gate::Gate;
@@ -117,12 +118,12 @@ pub struct Status {
     pub cut: u64,
 }
 
-/// What recovery from `image`'s index on would come back to.
-pub(crate) fn cut_of(image: &Image) -> u64 {
-    image.index()
-}
-
-/// Whether objects wait for the cut to reach this index.
-pub(crate) fn someone_waits(_image: &Image, _cut: u64) -> bool {
-    false
+/// Whether objects wait to be deleted until the archived cut has reached this index.
+fn someone_waits(image: &Image, cut: u64) -> bool {
+    let waits = |record: &ObjectRecord| {
+        record.state == ObjectState::Unreferenced as i32
+            && record.since_index > image.archived_cut()
+            && record.since_index <= cut
+    };
+    image.objects().any(|object| waits(&object.record))
 }

@@ -123,6 +123,11 @@ impl Work {
         for record in image.objects() {
             let Some(at_ms) = self.due_at_ms(record) else { continue };
             let prepared = record.state == ObjectState::Prepared as i32;
+            let unreferenced = record.state == ObjectState::Unreferenced as i32;
+            if unreferenced && record.since_index > image.archived_cut() {
+                // A recovery from the archive may come back to before this. The archiver moves the cut.
+                continue;
+            }
             if !prepared && at_ms <= time_ms && due.delete.len() < ROUND_MAX {
                 due.delete.push(record.object);
             } else if at_ms < now_ms {

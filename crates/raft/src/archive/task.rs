@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use isobar_host::watch;
 use isobar_host::{Host, Open, Task};
-use isobar_metadata::Image;
+use isobar_metadata::command::ArchiveAdvanced;
+use isobar_metadata::{Command, Envelope, Image};
 use openraft::EntryPayload;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -360,7 +361,7 @@ impl Work {
     /// All of the image is archived: the cut may move, and with it the log's purge.
     fn advance(&mut self, known: &mut Known, image: &Image) {
         let start = known.listing.chains().first().map_or(u64::MAX, |chain| chain.start);
-        let cut = super::cut_of(image).min(known.through);
+        let cut = image.recovery_cut().min(known.through);
         if image.index() <= known.through && cut >= start && cut > known.cut {
             known.cut = cut;
             self.member.metrics.archive_cut.set(gauge(cut));
@@ -368,7 +369,10 @@ impl Work {
         self.member.keeper.purge_soon();
         if known.cut > self.proposed_cut && super::someone_waits(image, known.cut) {
             self.proposed_cut = known.cut;
-            // ADVANCED
+            let advanced = ArchiveAdvanced { through: known.through, cut: known.cut };
+            let command = Envelope::unnumbered(Command::ArchiveAdvanced(advanced));
+            // Lost, or refused by a cluster of an older feature level: the next cut says it again.
+            self.member.queue.push(command, Box::new(|_| ()));
         }
         let covered: Vec<u64> = known
             .listing
