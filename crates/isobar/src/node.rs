@@ -325,7 +325,9 @@ impl Node {
         }
         self.deleter.stop().await;
         if tokio::time::timeout(ARCHIVE_PATIENCE, self.archiver.flush()).await.is_err() {
-            tracing::warn!("stopping with entries of the metadata log that are not archived; the next start does it");
+            tracing::warn!(
+                "stopping with entries of the metadata log that are not archived; the next start does it"
+            );
         }
         self.archiver.stop().await;
         self.broker.stop();
@@ -338,10 +340,7 @@ impl Node {
     }
 }
 
-fn health(
-    broker: &RunningBroker,
-    lost: &isobar_host::watch::Receiver<Option<String>>,
-) -> Result<(), String> {
+fn health(broker: &RunningBroker, lost: &isobar_host::watch::Receiver<Option<String>>) -> Result<(), String> {
     match &*lost.borrow() {
         Some(why) => Err(why.clone()),
         None => broker.health(),
@@ -349,10 +348,7 @@ fn health(
 }
 
 fn refuse_half_recovered(host: &Host, data: &Path) -> Result<(), NodeError> {
-    let names = host
-        .disk()
-        .list(data)
-        .map_err(|source| NodeError::Data { path: data.to_owned(), source })?;
+    let names = host.disk().list(data).map_err(|source| NodeError::Data { path: data.to_owned(), source })?;
     if names.iter().any(|name| name == RECOVERING) {
         return Err(NodeError::Refused(format!(
             "data directory {} was being made by `isobar recover`, which did not finish: run that again",
@@ -373,7 +369,9 @@ async fn claim(host: &Host, quorum: &Quorum, bucket: &Bucket) -> Result<ClaimGua
         Ok(Err(ClaimError::Store(error))) => {
             tracing::warn!(%error, "the claim on this cluster's incarnation is not known yet");
         }
-        Err(_) => tracing::warn!("the store does not answer: the claim on this cluster's incarnation is not known yet"),
+        Err(_) => tracing::warn!(
+            "the store does not answer: the claim on this cluster's incarnation is not known yet"
+        ),
         Ok(Ok(())) => {}
     }
     Ok(guard)

@@ -60,8 +60,10 @@ pub enum RecoverError {
     #[error("{0}")]
     NoArchive(String),
     /// Objects that the state refers to are not there.
-    #[error("{missing} of {checked} objects that the recovered cluster needs are not in the store, the first ones: {examples}. \
-             Is it the right bucket and prefix, and all of it? Nothing was changed")]
+    #[error(
+        "{missing} of {checked} objects that the recovered cluster needs are not in the store, the first ones: {examples}. \
+             Is it the right bucket and prefix, and all of it? Nothing was changed"
+    )]
     Missing {
         /// How many.
         missing: usize,
@@ -71,7 +73,9 @@ pub enum RecoverError {
         examples: String,
     },
     /// Somebody else claimed the incarnation at the same moment.
-    #[error("incarnation {0} was claimed by somebody else just now: is another recovery of this cluster running?")]
+    #[error(
+        "incarnation {0} was claimed by somebody else just now: is another recovery of this cluster running?"
+    )]
     Claimed(u32),
     /// All incarnations are used up.
     #[error("this cluster was recovered {MAX_INCARNATION} times; leader epochs have no room for more")]
@@ -156,6 +160,10 @@ pub struct Recovered {
     pub incarnation: u32,
 }
 
+/// Crash points of a process that is no node.
+const CLAIMED: &str = "recover.claimed";
+const FOUNDED: &str = "recover.founded";
+const WRITTEN: &str = "recover.written";
 /// Objects looked for where not all are.
 const SAMPLE: usize = 200;
 /// Requests under way at once.
@@ -192,10 +200,10 @@ pub async fn recover(host: &Host, options: &RecoverOptions) -> Result<Recovered,
     if !claim(&bucket, &source.cluster_id, incarnation, owner, host.now_ms()).await? {
         return Err(RecoverError::Claimed(incarnation));
     }
-    host.crash_point("recover.claimed");
+    host.crash_point(CLAIMED);
     let (found, state) = source.build(options, incarnation).await?;
     write_node(host, options, &found, owner, &state).await?;
-    host.crash_point("recover.written");
+    host.crash_point(WRITTEN);
     disk.remove(&marker).map_err(data_error)?;
     disk.sync_dir(&options.data).map_err(data_error)?;
     Ok(Recovered { found, incarnation })
@@ -260,9 +268,8 @@ async fn write_node(
         replica.journal.segment_bytes = segment_bytes;
     }
     isobar_raft::found(host, &quorum, owner, state).await?;
-    host.crash_point("recover.founded");
-    let wal =
-        LocalReplica::open(host, &options.data.join("wal"), replica, WalMetrics::default()).await?;
+    host.crash_point(FOUNDED);
+    let wal = LocalReplica::open(host, &options.data.join("wal"), replica, WalMetrics::default()).await?;
     wal.close().await;
     node::write_format(host, &options.data, found.node_id, &found.cluster_id)?;
     Ok(())
@@ -298,16 +305,19 @@ impl Source {
     }
 
     /// The state that begins `begin`, and what there is to say about it.
-    async fn build(&self, options: &RecoverOptions, begin: u32) -> Result<(Found, StateMachine), RecoverError> {
+    async fn build(
+        &self,
+        options: &RecoverOptions,
+        begin: u32,
+    ) -> Result<(Found, StateMachine), RecoverError> {
         let mut notes = Vec::new();
         let history = history::newest(&*self.archive, &self.cluster_id, self.claimed, &mut notes).await?;
         let before = log_ends(&history.end_image);
         let (state, cut_ms) = history.rebuild(&self.bucket, begin).await?;
         let image = state.view();
         let after = log_ends(image);
-        let lost = |(name, partition): &(String, i32)| {
-            *partition == 0 && !after.contains_key(&(name.clone(), 0))
-        };
+        let lost =
+            |(name, partition): &(String, i32)| *partition == 0 && !after.contains_key(&(name.clone(), 0));
         let topics_lost = before.keys().filter(|key| lost(key)).map(|(name, _)| name.clone()).collect();
         let partitions = after.iter().map(|(key, (log_start, log_end))| {
             let cut_off = before.get(key).map_or(0, |(_, end)| (end - log_end).max(0));

@@ -48,7 +48,11 @@ fn report(found: &Found) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let seconds = |ms: i64| format!("{}.{:03} s", ms / 1000, ms % 1000);
     writeln!(out, "Cluster              {}", found.cluster_id)?;
-    writeln!(out, "Archive              of incarnation {} (newest claim: {})", found.incarnation, found.claimed)?;
+    writeln!(
+        out,
+        "Archive              of incarnation {} (newest claim: {})",
+        found.incarnation, found.claimed
+    )?;
     writeln!(out, "Newest entry         {} of {}", found.end, time(found.end_ms))?;
     writeln!(out, "Recovered to         {} of {}, the cut", found.cut, time(found.cut_ms))?;
     writeln!(

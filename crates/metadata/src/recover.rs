@@ -16,7 +16,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::command::{Command, CommitObject, Entry, Envelope, MoveLogStart, NewLogStart, ObjectRun, RaiseIncarnation};
+use crate::command::{
+    Command, CommitObject, Entry, Envelope, MoveLogStart, NewLogStart, ObjectRun, RaiseIncarnation,
+};
 use crate::ids::{ObjectId, PartitionKey};
 use crate::image::Image;
 use crate::record::Location;
@@ -43,7 +45,9 @@ pub enum RecoverError {
         cut: u64,
     },
     /// The footer of an object does not name the batches that its commit did.
-    #[error("object {object}: its footer does not have the batches up to offset {end} of {topic}-{partition}")]
+    #[error(
+        "object {object}: its footer does not have the batches up to offset {end} of {topic}-{partition}"
+    )]
     Footer {
         /// The object.
         object: ObjectId,
@@ -55,7 +59,9 @@ pub enum RecoverError {
         end: i64,
     },
     /// Offsets below the cut are in no object.
-    #[error("{topic}-{partition} has offset {offset} in the WAL only, although the cut says that an object has it")]
+    #[error(
+        "{topic}-{partition} has offset {offset} in the WAL only, although the cut says that an object has it"
+    )]
     InWal {
         /// Topic id.
         topic: crate::TopicId,
@@ -108,7 +114,12 @@ impl Rebuild {
     }
 
     /// The next entry; `None`: one without commands.
-    pub fn entry(&mut self, index: u64, entry: Option<&Entry>, clip: &mut Clip<'_>) -> Result<(), RecoverError> {
+    pub fn entry(
+        &mut self,
+        index: u64,
+        entry: Option<&Entry>,
+        clip: &mut Clip<'_>,
+    ) -> Result<(), RecoverError> {
         let applied = self.machine.applied_index();
         if index != applied + 1 {
             return Err(RecoverError::Gap { applied, found: index });
@@ -197,7 +208,8 @@ impl Rebuild {
         let index = self.machine.applied_index() + 1;
         let raise = Envelope::unnumbered(Command::RaiseIncarnation(RaiseIncarnation { incarnation }));
         let applied = self.machine.apply(index, &Entry::new(self.machine.time_ms(), vec![raise]));
-        let raised = matches!(applied.results.as_slice(), [CommandResult::Done(done)] if done.error_code == 0);
+        let raised =
+            matches!(applied.results.as_slice(), [CommandResult::Done(done)] if done.error_code == 0);
         if !raised || self.machine.view().incarnation() != incarnation {
             return Err(RecoverError::Incarnation(incarnation));
         }

@@ -68,8 +68,8 @@ pub async fn read_claim(bucket: &Bucket, incarnation: u32) -> Result<Option<Clai
         Err(error) => return Err(error),
     };
     let damaged = |why: String| StoreError::Damaged { key: key.clone(), why };
-    let claim: Claim =
-        serde_json::from_slice(&bytes).map_err(|error| damaged(format!("this is no claim of Isobar: {error}")))?;
+    let claim: Claim = serde_json::from_slice(&bytes)
+        .map_err(|error| damaged(format!("this is no claim of Isobar: {error}")))?;
     if claim.version > VERSION {
         return Err(StoreError::Config(format!(
             "{key} was written by a newer isobar (version {}; this one knows {VERSION}). Run that release",
@@ -82,8 +82,7 @@ pub async fn read_claim(bucket: &Bucket, incarnation: u32) -> Result<Option<Clai
 /// Every incarnation that was claimed, ascending.
 pub async fn claimed(bucket: &Bucket) -> Result<Vec<u32>, StoreError> {
     let names = bucket.list(DIR).await?;
-    let mut found: Vec<u32> =
-        names.iter().filter_map(|name| name.rsplit_once('/')?.1.parse().ok()).collect();
+    let mut found: Vec<u32> = names.iter().filter_map(|name| name.rsplit_once('/')?.1.parse().ok()).collect();
     found.sort_unstable();
     Ok(found)
 }
@@ -162,7 +161,11 @@ impl ClaimGuard {
         }
         let claim = match read_claim(&inner.bucket, inner.incarnation).await? {
             Some(claim) => Some(claim),
-            None if claim(&inner.bucket, &inner.cluster_id, inner.incarnation, inner.owner, now_ms).await? => None,
+            None if claim(&inner.bucket, &inner.cluster_id, inner.incarnation, inner.owner, now_ms)
+                .await? =>
+            {
+                None
+            }
             None => read_claim(&inner.bucket, inner.incarnation).await?,
         };
         if let Some(claim) = claim {

@@ -22,9 +22,9 @@ use isobar_metadata::ids::ObjectId;
 use isobar_metadata::record::{ObjectRecord, ObjectState};
 use isobar_metadata::{Command, Image};
 
-use crate::{Bucket, ClaimGuard};
 use crate::cluster::Proposer;
 use crate::format::object_key;
+use crate::{Bucket, ClaimGuard};
 
 /// Deletes are repeated until this long after the first.
 const REPEAT_FOR_MS: i64 = 24 * 60 * 60 * 1000;
@@ -66,7 +66,8 @@ impl Deleter {
         proposer: Arc<dyn Proposer>,
         options: DeleterOptions,
     ) -> Self {
-        let work = Work { host: host.clone(), bucket, guard, proposer, options, repeated_ms: BTreeMap::new() };
+        let work =
+            Work { host: host.clone(), bucket, guard, proposer, options, repeated_ms: BTreeMap::new() };
         Self { task: host.spawn("deleter", work.run()) }
     }
 

@@ -62,11 +62,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// `None`: no snapshot lies at or below the cut of what can be read.
-    async fn history(
-        &self,
-        chain: Chain,
-        notes: &mut Vec<String>,
-    ) -> Result<Option<History>, RecoverError> {
+    async fn history(&self, chain: Chain, notes: &mut Vec<String>) -> Result<Option<History>, RecoverError> {
         let mut snapshots: Vec<u64> = self.listing.snapshots();
         snapshots.retain(|index| (chain.start..=chain.newest).contains(index));
         let mut cut = None::<(u64, u64, Image)>;
@@ -181,12 +177,12 @@ fn replayed(mut machine: StateMachine, entries: &[EntryRecord]) -> Result<StateM
 impl History {
     /// The state at the cut with its objects, as the beginning of `incarnation`, and its time at the cut in ms.
     pub(super) async fn rebuild(
-        self,
+        &self,
         bucket: &Bucket,
         incarnation: u32,
     ) -> Result<(StateMachine, i64), RecoverError> {
         let mut footers: BTreeMap<ObjectId, Footer> = BTreeMap::new();
-        let mut rebuild = Rebuild::new(self.base, self.cut)?;
+        let mut rebuild = Rebuild::new(self.base.clone(), self.cut)?;
         for record in &self.entries {
             let entry = decoded(record)?;
             for object in rebuild.needs(record.id.index, entry.as_ref()) {
@@ -194,7 +190,8 @@ impl History {
                     footers.insert(object, read_footer(bucket, object).await?);
                 }
             }
-            let mut clip = |object: ObjectId, run: &ObjectRun, end: i64| clip(footers.get(&object)?, run, end);
+            let mut clip =
+                |object: ObjectId, run: &ObjectRun, end: i64| clip(footers.get(&object)?, run, end);
             rebuild.entry(record.id.index, entry.as_ref(), &mut clip)?;
         }
         Ok(rebuild.finish(incarnation)?)
@@ -210,12 +207,15 @@ fn clip(footer: &Footer, run: &ObjectRun, end: i64) -> Option<ObjectRun> {
         .filter(|of_footer| of_footer.key == key)
         .flat_map(|of_footer| &of_footer.batches)
         .filter(|batch| batch.base_offset >= run.base_offset && batch.last_offset < end)
-        .filter(|batch| batch.start >= run.position && batch.start < run.position + u64::from(run.size_bytes));
+        .filter(|batch| {
+            batch.start >= run.position && batch.start < run.position + u64::from(run.size_bytes)
+        });
     let (mut clipped, mut bytes, mut newest) = (None, 0_u32, i64::MIN);
     for batch in inside {
         bytes = bytes.checked_add(batch.bytes)?;
         newest = newest.max(batch.max_timestamp_ms);
-        let first = clipped.map_or((batch.base_offset, batch.start), |c: ObjectRun| (c.base_offset, c.position));
+        let first =
+            clipped.map_or((batch.base_offset, batch.start), |c: ObjectRun| (c.base_offset, c.position));
         clipped = Some(ObjectRun {
             base_offset: first.0,
             position: first.1,
