@@ -42,6 +42,9 @@ pub use read::{ArchivedSnapshot, read_log, read_snapshot, survey};
 pub use task::Archiver;
 pub(crate) use task::Member;
 
+/// The feature level from which metadata knows of the archive.
+const ARCHIVE_LEVEL: u32 = 2;
+
 /// Where the archive lies. Implemented above, over the archive store.
 #[async_trait]
 pub trait Archive: Send + Sync {
@@ -125,5 +128,5 @@ fn someone_waits(image: &Image, cut: u64) -> bool {
             && record.since_index > image.archived_cut()
             && record.since_index <= cut
     };
-    image.objects().any(|object| waits(&object.record))
+    image.feature_level() >= ARCHIVE_LEVEL && image.objects().any(|object| waits(&object.record))
 }

@@ -104,14 +104,10 @@ impl Machine {
         Self { archive: Gate::new(lag_bytes), ..self }
     }
 
-    /// The state as it is now, shared.
-    pub(crate) fn image(&self) -> Image {
-        self.state.lock().machine.image()
-    }
-
-    /// Index of the last entry that a recovery would want.
-    pub(crate) fn last_effective(&self) -> u64 {
-        self.state.lock().last_effective
+    /// The state as it is now, shared, and the last entry in it that a recovery would want.
+    pub(crate) fn archivable(&self) -> (Image, u64) {
+        let state = self.state.lock();
+        (state.machine.image(), state.last_effective)
     }
 
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {

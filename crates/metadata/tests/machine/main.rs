@@ -13,6 +13,7 @@ mod objects;
 mod producers;
 mod properties;
 mod recovery_cut;
+mod recover;
 mod rig;
 mod sessions;
 mod snapshots;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use isobar_host::watch;
 use isobar_host::{Host, Open, Task};
 use isobar_metadata::command::ArchiveAdvanced;
-use isobar_metadata::{Command, Envelope, Image};
+use isobar_metadata::{Command, Envelope};
 use openraft::EntryPayload;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -77,7 +77,6 @@ impl Archiver {
             known: None,
             checked: None,
             retiring: VecDeque::new(),
-            proposed_cut: 0,
             old_ones_gone: false,
         };
         let task = host.spawn("archiver", async move {
@@ -136,7 +135,6 @@ struct Work {
     checked: Option<Instant>,
     /// What lies below an index goes at a time.
     retiring: VecDeque<(Instant, u64)>,
-    proposed_cut: u64,
     /// Archives of earlier incarnations were removed, or there are none.
     old_ones_gone: bool,
 }
@@ -184,43 +182,49 @@ impl Work {
 
     /// Brings the archive up to now.
     async fn pass(&mut self, look: bool) -> Result<(), ArchiveError> {
-        let image = self.member.machine.image();
         let mut known = match self.known.take() {
             Some(known) => known,
-            None => self.begin(&image).await?,
+            None => self.begin().await?,
         };
-        let result = self.pass_with(&mut known, &image, look).await;
+        let result = self.pass_with(&mut known, look).await;
         *self.signals.status.lock() = Status { through: known.through, cut: known.cut };
         self.known = Some(known);
         result
     }
 
-    async fn pass_with(&mut self, known: &mut Known, image: &Image, look: bool) -> Result<(), ArchiveError> {
+    async fn pass_with(&mut self, known: &mut Known, look: bool) -> Result<(), ArchiveError> {
         let newer = self.newer_snapshot(known).is_some();
         let many = known.log_objects >= self.options.snapshot_after_objects;
-        let news = self.member.machine.last_effective() > known.through;
+        let news = self.member.machine.archivable().1 > known.through;
         let removals = self.retiring.front().is_some_and(|(at, _)| *at <= Instant::now());
         if known.through > 0 && !(newer || many || news || removals) {
             let stale = self.checked.is_none_or(|checked| checked.elapsed() >= self.options.idle_check);
-            return if look || stale { self.check().await } else { Ok(()) };
+            if look || stale {
+                self.check().await?;
+            }
+            self.advance(known);
+            return Ok(());
         }
         if known.through == 0 || self.member.store.first_index() > known.through + 1 {
             self.bridge(known).await?;
         }
-        self.write_log(known, image.index()).await?;
         if many {
+            // Before the log is written, so that the archive gets past it.
             self.member.keeper.take_now().await;
         }
+        let applied = self.member.machine.archivable().0.index();
+        self.write_log(known, applied).await?;
         if let Some(stored) = self.newer_snapshot(known) {
             self.write_snapshot(known, &stored).await?;
         }
-        self.advance(known, image);
+        self.advance(known);
         self.remove(known).await
     }
 
     /// Sees what an earlier life has archived.
-    async fn begin(&mut self, image: &Image) -> Result<Known, ArchiveError> {
+    async fn begin(&mut self) -> Result<Known, ArchiveError> {
         self.check().await?;
+        let (image, _) = self.member.machine.archivable();
         let incarnation = image.incarnation();
         let listing = survey(&*self.archive, incarnation).await?;
         let through = listing.chains().first().map_or(0, |chain| chain.end);
@@ -358,20 +362,20 @@ impl Work {
             .map_err(io_failed)
     }
 
-    /// All of the image is archived: the cut may move, and with it the log's purge.
-    fn advance(&mut self, known: &mut Known, image: &Image) {
+    /// Once all that matters is archived the cut may move, and with it the log's purge and the deletes in the store.
+    fn advance(&mut self, known: &mut Known) {
+        let (image, last_effective) = self.member.machine.archivable();
         let start = known.listing.chains().first().map_or(u64::MAX, |chain| chain.start);
         let cut = image.recovery_cut().min(known.through);
-        if image.index() <= known.through && cut >= start && cut > known.cut {
+        if last_effective <= known.through && cut >= start && cut > known.cut {
             known.cut = cut;
             self.member.metrics.archive_cut.set(gauge(cut));
         }
         self.member.keeper.purge_soon();
-        if known.cut > self.proposed_cut && super::someone_waits(image, known.cut) {
-            self.proposed_cut = known.cut;
+        if super::someone_waits(&image, known.cut) {
             let advanced = ArchiveAdvanced { through: known.through, cut: known.cut };
             let command = Envelope::unnumbered(Command::ArchiveAdvanced(advanced));
-            // Lost, or refused by a cluster of an older feature level: the next cut says it again.
+            // If it is lost, the next pass says it again.
             self.member.queue.push(command, Box::new(|_| ()));
         }
         let covered: Vec<u64> = known
@@ -448,7 +452,7 @@ impl Work {
     async fn measure(&self) {
         let cut = self.signals.status.lock().cut;
         let mut age_seconds = 0;
-        if self.member.machine.last_effective() > cut {
+        if self.member.machine.archivable().1 > cut {
             let entries = self.member.store.read(cut + 1..u64::MAX, LOOK_BYTES).await.unwrap_or_default();
             let time_ms = entries.iter().find_map(|entry| match &entry.payload {
                 EntryPayload::Normal(command) => Some(command.entry().time_ms),
