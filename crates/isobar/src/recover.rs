@@ -18,12 +18,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use isobar_host::Host;
-use isobar_metadata::StateMachine;
 use isobar_metadata::ids::MAX_INCARNATION;
 use isobar_metadata::recover::log_ends;
+use isobar_metadata::{ObjectId, StateMachine};
 use isobar_raft::archive::ArchiveError;
 use isobar_raft::{QuorumOptions, RaftError};
+use isobar_store::format::object_key;
 use isobar_store::{Bucket, StoreError, StoreMetrics, claim, claimed, read_claim};
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
 
@@ -347,30 +349,33 @@ impl Source {
 
     /// Looks for the objects that extents refer to. Gives how many there are, and how many were looked for.
     async fn check_objects(&self, state: &StateMachine, all: bool) -> Result<(usize, usize), RecoverError> {
-        use futures_util::stream::{self, StreamExt as _};
         let objects = history::objects_of(state.view());
         let step = if all { 1 } else { objects.len().div_ceil(SAMPLE).max(1) };
         let wanted: Vec<_> = objects.iter().step_by(step).copied().collect();
-        let mut answers = stream::iter(wanted.iter().map(|(object, size_bytes)| async move {
-            let key = isobar_store::format::object_key(*object);
-            match self.bucket.size(&key).await {
-                Ok(size) if size == *size_bytes => Ok(None),
-                Ok(size) => Ok(Some(format!("{key} ({size} bytes, not {size_bytes})"))),
-                Err(StoreError::NotFound(_)) => Ok(Some(key)),
-                Err(error) => Err(error),
-            }
-        }))
-        .buffer_unordered(CHECKS_AT_ONCE);
         let mut missing = Vec::new();
-        while let Some(answer) = answers.next().await {
-            missing.extend(answer?);
+        for some in wanted.chunks(CHECKS_AT_ONCE) {
+            let answers: Vec<_> =
+                some.iter().map(|(object, bytes)| looked_for(self.bucket.clone(), *object, *bytes)).collect();
+            for answer in join_all(answers).await {
+                missing.extend(answer?);
+            }
         }
-        drop(answers);
         if missing.is_empty() {
             return Ok((objects.len(), wanted.len()));
         }
         missing.sort();
         let examples = missing.iter().take(EXAMPLES).cloned().collect::<Vec<_>>().join(", ");
         Err(RecoverError::Missing { missing: missing.len(), checked: wanted.len(), examples })
+    }
+}
+
+/// What is wrong with an object, if anything is.
+async fn looked_for(bucket: Bucket, object: ObjectId, size_bytes: u64) -> Result<Option<String>, StoreError> {
+    let key = object_key(object);
+    match bucket.size(&key).await {
+        Ok(size) if size == size_bytes => Ok(None),
+        Ok(size) => Ok(Some(format!("{key} ({size} bytes, not {size_bytes})"))),
+        Err(StoreError::NotFound(_)) => Ok(Some(key)),
+        Err(error) => Err(error),
     }
 }
