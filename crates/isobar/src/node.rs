@@ -39,9 +39,9 @@ use isobar_protocol::Uuid;
 use isobar_raft::archive::{ArchiveOptions, Archiver, Status};
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
 use isobar_store::{
-    BlockCache, Bucket, BucketOptions, ClaimError, ClaimGuard, Deleter, DeleterOptions, DiskCache, DiskCacheOptions, MemoryCache,
-    ObjectReader, ProposeFailed, Proposer, StoreError, StoreMetrics, Uploader, UploaderOptions,
-    UploaderParts,
+    BlockCache, Bucket, BucketOptions, ClaimError, ClaimGuard, Deleter, DeleterOptions, DiskCache,
+    DiskCacheOptions, MemoryCache, ObjectReader, ProposeFailed, Proposer, StoreError, StoreMetrics, Uploader,
+    UploaderOptions, UploaderParts,
 };
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
 use object_store::ObjectStore;
@@ -257,7 +257,18 @@ impl Node {
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
         let deleter = Deleter::start(host, bucket, Some(guard), proposer, options.deleter.clone());
         let admin = start_admin(host, &options, registry, &broker, &archiver).await?;
-        Ok(Self { broker, quorum, wal, uploader, deleter, archiver, admin, disk_cache, store_metrics, _lock: lock })
+        Ok(Self {
+            broker,
+            quorum,
+            wal,
+            uploader,
+            deleter,
+            archiver,
+            admin,
+            disk_cache,
+            store_metrics,
+            _lock: lock,
+        })
     }
 
     /// Where Kafka clients connect.
