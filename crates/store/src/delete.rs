@@ -6,7 +6,8 @@
 //! Invariants
 //! 1. Only after a look at the incarnation's claim; see [`crate::ClaimGuard`].
 //! 2. Only objects that the image says are *unreferenced* or *deleted* are deleted, and metadata never takes such a state back.
-//! 3. The grace period is counted in the state machine's time, which no single clock moves; while expiry is held after a
+//! 3. Only if the recovery cut has passed the entry that made it unreferenced: a recovery would need it else.
+//! 4. The grace period is counted in the state machine's time, which no single clock moves; while expiry is held after a
 //!    jump of the clock nothing is deleted.
 //!
 //! Failure and crash: everything here may be done twice.
@@ -123,6 +124,11 @@ impl Work {
         for record in image.objects() {
             let Some(at_ms) = self.due_at_ms(record) else { continue };
             let prepared = record.state == ObjectState::Prepared as i32;
+            let unreferenced = record.state == ObjectState::Unreferenced as i32;
+            if unreferenced && record.since_index > image.archived_cut() {
+                // A recovery from the archive may come back to before this. The archiver moves the cut.
+                continue;
+            }
             if !prepared && at_ms <= time_ms && due.delete.len() < ROUND_MAX {
                 due.delete.push(record.object);
             } else if at_ms < now_ms {

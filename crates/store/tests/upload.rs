@@ -14,8 +14,8 @@ use isobar_host::Host;
 use isobar_host::sim::{SimDisk, World};
 use isobar_metadata::StateMachine;
 use isobar_metadata::command::{
-    CommitBatch, CommitChunk, CommitPartition, CreateTopics, DeleteTopics, ExpireObjects, NewTopic,
-    OpenStream, PurgeTopics, RegisterDirectory, RegisterSession,
+    ArchiveAdvanced, CommitBatch, CommitChunk, CommitPartition, CreateTopics, DeleteTopics, ExpireObjects,
+    NewTopic, OpenStream, PurgeTopics, RegisterDirectory, RegisterSession,
 };
 use isobar_metadata::ids::{Durability, lane_of};
 use isobar_metadata::record::{ClusterFormat, ObjectState};
@@ -423,6 +423,9 @@ async fn aftermath(node: Option<Node>, counts: Arc<Mutex<Counts>>) {
         }
         waits += 1;
         assert!(waits < 2000, "{left} objects are not deleted");
+        // The archive goes on.
+        let advanced = ArchiveAdvanced { through: image.index(), cut: image.recovery_cut() };
+        node.quorum.apply(Envelope::unnumbered(Command::ArchiveAdvanced(advanced)));
         // Somebody's commands move the time on.
         for _ in 0..10 {
             node.quorum.apply(Envelope::unnumbered(Command::ExpireObjects(ExpireObjects { limit: 0 })));
