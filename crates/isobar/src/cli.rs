@@ -57,6 +57,11 @@ pub(crate) enum Command {
     /// List, describe and delete consumer groups.
     #[command(subcommand)]
     Group(GroupCommand),
+    /// Make a node from the bucket alone, when every directory of the old one is gone.
+    ///
+    /// Without --yes it only says what it finds: the cluster, up to when it can be brought back, and what is missing then. A
+    /// Raft log or WAL that survived is not read: a directory that still has both is started, not recovered.
+    Recover(RecoverArgs),
     /// Show what is inside a journal, object or snapshot, in readable form. The broker need not run.
     Dump(DumpArgs),
 }
@@ -90,6 +95,9 @@ pub(crate) struct DevArgs {
     /// Longest time that acknowledged records stay in the WAL only, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 3_000, env = "ISOBAR_UPLOAD_INTERVAL_MS")]
     pub(crate) upload_interval_ms: u64,
+    /// Longest time that the metadata log stays on this node's disk only, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 3_000, env = "ISOBAR_ARCHIVE_INTERVAL_MS")]
+    pub(crate) archive_interval_ms: u64,
     // For tests that must see what else takes gigabytes: small segments are recycled, small memory is read past.
     #[arg(long, value_name = "BYTES", hide = true, env = "ISOBAR_SEGMENT_BYTES")]
     pub(crate) segment_bytes: Option<u64>,
@@ -97,6 +105,24 @@ pub(crate) struct DevArgs {
     pub(crate) snapshot_after_bytes: Option<u64>,
     #[arg(long, value_name = "BYTES", hide = true, env = "ISOBAR_TAIL_BYTES")]
     pub(crate) tail_bytes: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Directory for the new node; empty, or with nothing but the old node's bucket in it.
+    #[arg(long, value_name = "DIR", env = "ISOBAR_DATA")]
+    pub(crate) data: PathBuf,
+    /// The bucket of the lost node, as a URL (default: DIR/bucket).
+    #[arg(long, value_name = "URL", env = "ISOBAR_STORE")]
+    pub(crate) store: Option<String>,
+    /// Do it: claim the cluster, so that no older node of it may go on, and write the directory.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Look for some of the objects only, not for every one.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    #[arg(long, value_name = "BYTES", hide = true, env = "ISOBAR_SEGMENT_BYTES")]
+    pub(crate) segment_bytes: Option<u64>,
 }
 
 #[derive(Debug, Args)]

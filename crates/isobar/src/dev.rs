@@ -17,6 +17,7 @@ pub(crate) fn options_of(args: &DevArgs) -> NodeOptions {
     }
     options.admin = (args.admin != "off").then(|| args.admin.clone());
     options.upload_interval = Duration::from_millis(args.upload_interval_ms);
+    options.archive.interval = Duration::from_millis(args.archive_interval_ms);
     options.segment_bytes = args.segment_bytes;
     options.snapshot_after_bytes = args.snapshot_after_bytes.unwrap_or(options.snapshot_after_bytes);
     options.tail_bytes = args.tail_bytes.unwrap_or(options.tail_bytes);
@@ -38,7 +39,12 @@ pub(crate) async fn run(args: DevArgs) -> Result<(), Failure> {
         kafka = %node.local_addr(), admin, data = %args.data.display(),
         "isobar is ready; stop it with Ctrl-C"
     );
-    let signal = stop.wait().await;
+    let signal = tokio::select! {
+        biased;
+        signal = stop.wait() => signal,
+        // It takes no commands any more, so there is nothing to drain.
+        why = node.lost() => return Err(why.into()),
+    };
     tracing::info!(signal, "stopping: answering what is in flight");
     node.stop().await?;
     tracing::info!("stopped");

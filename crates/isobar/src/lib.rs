@@ -1,3 +1,7 @@
 //! A whole node: every role wired together. The binary runs one, and the simulation runs the same one.
 
+mod archive;
 pub mod node;
+mod recover;
+
+pub use recover::{Found, RecoverError, RecoverOptions, Recovered, find, recover};

@@ -7,6 +7,7 @@ mod dump;
 mod group;
 mod output;
 mod records;
+mod recover_command;
 mod topic;
 
 use std::process::ExitCode;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Produce(args) => records::produce(args).await,
             Command::Consume(args) => records::consume(args).await,
             Command::Group(command) => group::run(command).await,
+            Command::Recover(args) => recover_command::run(args).await,
             Command::Dump(args) => dump::run(&args),
         }
     })

@@ -9,18 +9,22 @@
 //! DATA/wal/        the WAL replica
 //! DATA/bucket/     the store, unless another is named
 //! DATA/cache/      blocks of objects; may be deleted while no process runs
+//! DATA/RECOVERING  there while `isobar recover` builds the directory
 //! ```
 //!
 //! Invariants:
 //! 1. A directory with `node.json` is a known node: nothing below it is ever formatted again. If a part of it is gone,
 //!    the node refuses to start (DESIGN.md section 2, invariant 6).
-//! 2. Start order: lock, quorum, image, WAL (reconciled with the image before effects are followed), broker, uploader.
-//!    Stop order: connections are drained, uploads finish, then the quorum takes a snapshot and stops.
+//! 2. A directory with `RECOVERING` is half made by `isobar recover`: it is not started.
+//! 3. The incarnation's claim is looked at before the first client is served, if the store answers in time; from then on by
+//!    the archiver and the deleter. A node that has lost it takes no more commands, says so in its health, and ends.
+//! 4. Start order: lock, quorum, image, claim, archiver, WAL (reconciled with the image before effects are followed), broker, uploader.
+//!    Stop order: connections are drained, uploads finish, the log is archived, then the quorum takes a snapshot and stops.
 //!
 //! Crash cases: killed while formatting, the next start formats what is missing, as no client was served. Killed at any
 //! other moment, the next start replays.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -31,11 +35,12 @@ use isobar_host::disk::DirLock;
 use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
 use isobar_metadata::{ClusterFormat, Command, Envelope, Image, StoreId};
 use isobar_protocol::Uuid;
+use isobar_raft::archive::{ArchiveOptions, Archiver, Status};
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
 use isobar_store::{
-    BlockCache, Bucket, BucketOptions, Deleter, DeleterOptions, DiskCache, DiskCacheOptions, MemoryCache,
-    ObjectReader, Proposer, StoreError, StoreMetrics, Uploader, UploaderOptions,
-    UploaderParts,
+    BlockCache, Bucket, BucketOptions, ClaimError, ClaimGuard, Deleter, DeleterOptions, DiskCache,
+    DiskCacheOptions, MemoryCache, ObjectReader, Proposer, StoreError, StoreMetrics, Uploader,
+    UploaderOptions, UploaderParts,
 };
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
 use object_store::ObjectStore;
@@ -44,11 +49,18 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use serde::{Deserialize, Serialize};
 
+use crate::archive::StoreArchive;
+
+/// Marks a directory that a recovery is making.
+pub(crate) const RECOVERING: &str = "RECOVERING";
 /// The store's number and name in metadata.
 const STORE: StoreId = StoreId(1);
 const STORE_NAME: &str = "local";
 /// Disk for blocks of objects, unless something else is said.
 const DISK_CACHE_BYTES: u64 = 1 << 30;
+/// How long a stop waits for the archive, and a start for a word on the claim.
+const ARCHIVE_PATIENCE: Duration = Duration::from_secs(5);
+const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a stop waits for the WAL to be uploaded; what is left is found there at the next start.
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -91,6 +103,10 @@ pub struct NodeOptions {
     pub disk_cache_bytes: Option<u64>,
     /// A Raft snapshot is taken when the log since the last exceeds this.
     pub snapshot_after_bytes: u64,
+    /// How much of the metadata log may wait for the archive; beyond it the archive gets a hole, bridged by a snapshot.
+    pub archive_lag_bytes: u64,
+    /// How the metadata log is archived.
+    pub archive: ArchiveOptions,
     /// When objects that nothing refers to are deleted.
     pub deleter: DeleterOptions,
 }
@@ -111,6 +127,8 @@ impl NodeOptions {
             cache_bytes: 64 << 20,
             disk_cache_bytes: None,
             snapshot_after_bytes: 64 << 20,
+            archive_lag_bytes: 512 << 20,
+            archive: ArchiveOptions::default(),
             deleter: DeleterOptions::default(),
         }
     }
@@ -135,6 +153,9 @@ pub enum NodeError {
         /// What is wrong with it.
         what: String,
     },
+    /// The directory holds half a recovery, or the cluster goes on elsewhere: do not start it.
+    #[error("{0}")]
+    Refused(String),
     /// The metadata log or its snapshots.
     #[error("metadata: {0}")]
     Raft(#[from] RaftError),
@@ -170,6 +191,7 @@ pub struct Node {
     wal: LocalReplica,
     uploader: Arc<OnceLock<Uploader>>,
     deleter: Deleter,
+    archiver: Archiver,
     admin: Option<Admin>,
     disk_cache: Option<DiskCache>,
     store_metrics: StoreMetrics,
@@ -183,20 +205,24 @@ impl Node {
         let data_error = |source| NodeError::Data { path: options.data.clone(), source };
         disk.create_dir_all(&options.data).map_err(data_error)?;
         let lock = disk.lock(&options.data).map_err(data_error)?;
+        refuse_half_recovered(host, &options.data)?;
         let known = read_format(host, &options)?;
         let mut registry = Registry::default();
 
         let quorum = start_quorum(host, &options, known.is_none()).await?;
         raise_level(&quorum).await?;
         quorum.metrics().register(&mut registry);
-        let (image, effects) = quorum.subscribe();
-        let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
-        if known.is_none() {
-            write_format(host, &options, &quorum.cluster().cluster_id)?;
-        }
         let store_metrics = StoreMetrics::default();
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
+        let guard = claim(host, &quorum, &bucket).await?;
+        let archive = StoreArchive { host: host.clone(), bucket: bucket.clone(), guard: Some(guard.clone()) };
+        let archiver = quorum.archive(Arc::new(archive), options.archive.clone());
+        let (image, effects) = quorum.subscribe();
+        let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
+        if known.is_none() {
+            write_format(host, &options.data, options.broker.node_id, &quorum.cluster().cluster_id)?;
+        }
         let memory = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
         let disk_cache = start_disk_cache(host, &options, &memory, &quorum.cluster().cluster_id, &bucket);
         let cache: Arc<dyn BlockCache> = match &disk_cache {
@@ -228,9 +254,20 @@ impl Node {
         let proposer: Arc<dyn Proposer> = Arc::new(broker.proposer());
         let _ =
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
-        let deleter = Deleter::start(host, bucket, proposer, options.deleter.clone());
-        let admin = start_admin(host, &options, registry, &broker).await?;
-        Ok(Self { broker, quorum, wal, uploader, deleter, admin, disk_cache, store_metrics, _lock: lock })
+        let deleter = Deleter::start(host, bucket, Some(guard), proposer, options.deleter.clone());
+        let admin = start_admin(host, &options, registry, &broker, &archiver).await?;
+        Ok(Self {
+            broker,
+            quorum,
+            wal,
+            uploader,
+            deleter,
+            archiver,
+            admin,
+            disk_cache,
+            store_metrics,
+            _lock: lock,
+        })
     }
 
     /// Where Kafka clients connect.
@@ -245,7 +282,26 @@ impl Node {
 
     /// `Err(reason)` when the node can no longer serve.
     pub fn health(&self) -> Result<(), String> {
-        self.broker.health()
+        health(&self.broker, &self.archiver.lost())
+    }
+
+    /// Returns when this node must end because the cluster goes on elsewhere; says why, and what to do.
+    pub async fn lost(&self) -> String {
+        let mut lost = self.archiver.lost();
+        loop {
+            if let Some(why) = lost.borrow_and_update().clone() {
+                return why;
+            }
+            if lost.changed().await.is_err() {
+                // The archiver ends without a word only when the node stops.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// How far the metadata log is archived.
+    pub fn archived(&self) -> Status {
+        self.archiver.status()
     }
 
     /// The metadata state machine's clock, which moves with its entries; wall-clock milliseconds.
@@ -278,6 +334,12 @@ impl Node {
             admin.stop();
         }
         self.deleter.stop().await;
+        if tokio::time::timeout(ARCHIVE_PATIENCE, self.archiver.flush()).await.is_err() {
+            tracing::warn!(
+                "stopping with entries of the metadata log that are not archived; the next start does it"
+            );
+        }
+        self.archiver.stop().await;
         self.broker.stop();
         if let Some(cache) = &self.disk_cache {
             cache.close().await;
@@ -286,6 +348,43 @@ impl Node {
         self.quorum.shutdown().await?;
         Ok(())
     }
+}
+
+fn health(broker: &RunningBroker, lost: &isobar_host::watch::Receiver<Option<String>>) -> Result<(), String> {
+    match &*lost.borrow() {
+        Some(why) => Err(why.clone()),
+        None => broker.health(),
+    }
+}
+
+fn refuse_half_recovered(host: &Host, data: &Path) -> Result<(), NodeError> {
+    let names = host.disk().list(data).map_err(|source| NodeError::Data { path: data.to_owned(), source })?;
+    if names.iter().any(|name| name == RECOVERING) {
+        return Err(NodeError::Refused(format!(
+            "data directory {} was being made by `isobar recover`, which did not finish: run that again",
+            data.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The guard of this node's incarnation. An answer that another has it ends the start; no answer in time does not: a store
+/// that is down stops nobody.
+async fn claim(host: &Host, quorum: &Quorum, bucket: &Bucket) -> Result<ClaimGuard, NodeError> {
+    let (image, _) = quorum.subscribe();
+    let cluster_id = &quorum.cluster().cluster_id;
+    let guard = ClaimGuard::new(bucket.clone(), cluster_id, image.incarnation(), quorum.incarnation());
+    match tokio::time::timeout(CLAIM_PATIENCE, guard.check(host.now_ms())).await {
+        Ok(Err(ClaimError::Lost(why))) => return Err(NodeError::Refused(why)),
+        Ok(Err(ClaimError::Store(error))) => {
+            tracing::warn!(%error, "the claim on this cluster's incarnation is not known yet");
+        }
+        Err(_) => tracing::warn!(
+            "the store does not answer: the claim on this cluster's incarnation is not known yet"
+        ),
+        Ok(Ok(())) => {}
+    }
+    Ok(guard)
 }
 
 fn format_path(options: &NodeOptions) -> PathBuf {
@@ -314,13 +413,14 @@ fn read_format(host: &Host, options: &NodeOptions) -> Result<Option<NodeFormat>,
     Ok(Some(format))
 }
 
-fn write_format(host: &Host, options: &NodeOptions, cluster_id: &str) -> Result<(), NodeError> {
-    let path = format_path(options);
-    let format = NodeFormat {
-        version: NODE_FORMAT_VERSION,
-        cluster_id: cluster_id.to_owned(),
-        node_id: options.broker.node_id,
-    };
+pub(crate) fn write_format(
+    host: &Host,
+    data: &Path,
+    node_id: i32,
+    cluster_id: &str,
+) -> Result<(), NodeError> {
+    let path = data.join("node.json");
+    let format = NodeFormat { version: NODE_FORMAT_VERSION, cluster_id: cluster_id.to_owned(), node_id };
     let mut text = serde_json::to_vec_pretty(&format)
         .map_err(|error| NodeError::Format { path: path.clone(), what: error.to_string() })?;
     text.push(b'\n');
@@ -346,6 +446,7 @@ async fn start_quorum(host: &Host, options: &NodeOptions, fresh: bool) -> Result
     let node_id = u64::try_from(options.broker.node_id).unwrap_or(1);
     let mut quorum = QuorumOptions::new(options.data.join("metadata"), node_id);
     quorum.snapshot_after_bytes = options.snapshot_after_bytes;
+    quorum.archive_lag_bytes = Some(options.archive_lag_bytes);
     if let Some(segment_bytes) = options.segment_bytes {
         quorum.segment_bytes = segment_bytes;
     }
@@ -388,7 +489,7 @@ async fn open_wal(
     Ok(wal)
 }
 
-async fn open_bucket(
+pub(crate) async fn open_bucket(
     host: &Host,
     options: &NodeOptions,
     metrics: &StoreMetrics,
@@ -447,24 +548,26 @@ async fn start_admin(
     options: &NodeOptions,
     mut registry: Registry,
     broker: &Arc<RunningBroker>,
+    archiver: &Archiver,
 ) -> Result<Option<Admin>, NodeError> {
     let Some(addr) = &options.admin else { return Ok(None) };
     registry.register_collector(Box::new(ProcessUsage { host: host.clone() }));
-    let health = Arc::new(NodeHealth { broker: Arc::clone(broker) });
+    let health = Arc::new(NodeHealth { broker: Arc::clone(broker), lost: archiver.lost() });
     Ok(Some(Admin::start(host, addr, Arc::new(registry), health).await?))
 }
 
 struct NodeHealth {
     broker: Arc<RunningBroker>,
+    lost: isobar_host::watch::Receiver<Option<String>>,
 }
 
 impl Health for NodeHealth {
     fn alive(&self) -> Result<(), String> {
-        self.broker.health()
+        health(&self.broker, &self.lost)
     }
 
     fn ready(&self) -> Result<(), String> {
-        self.broker.health()
+        health(&self.broker, &self.lost)
     }
 
     fn refresh(&self) {

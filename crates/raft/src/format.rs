@@ -47,10 +47,15 @@ pub struct FormatRecord {
 
 impl FormatRecord {
     pub(crate) fn new(host: &Host, node_id: u64, cluster: ClusterFormat) -> Self {
+        Self::of(host, node_id, host.random_uuid(), cluster)
+    }
+
+    /// The same with an incarnation that the caller has drawn.
+    pub(crate) fn of(host: &Host, node_id: u64, incarnation: [u8; 16], cluster: ClusterFormat) -> Self {
         Self {
             version: VERSION,
             node_id,
-            incarnation: Bytes::copy_from_slice(&host.random_uuid()),
+            incarnation: Bytes::copy_from_slice(&incarnation),
             cluster,
             created_ms: host.now_ms(),
             bootstrapped: false,

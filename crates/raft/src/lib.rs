@@ -22,10 +22,12 @@
 //! are biased and its maps ordered, so in the simulation a seed gives one run. What is left to chance in reality: the
 //! interleaving with the journal's thread and the callers' threads.
 
+pub mod archive;
 mod barrier;
 mod effects;
 mod error;
 mod format;
+mod found;
 mod inspect;
 mod keeper;
 mod log;
@@ -45,6 +47,7 @@ mod tests;
 pub use effects::{EffectStream, Lagged};
 pub use error::{ProposeError, RaftError};
 pub use format::FormatRecord;
+pub use found::found;
 pub use inspect::{Inspected, inspect};
 pub use metrics::RaftMetrics;
 pub use quorum::{Quorum, QuorumOptions};

@@ -72,6 +72,16 @@ impl LogStore {
         self.shared.log.lock().purged()
     }
 
+    /// Index of the first entry that it holds, or of the next one.
+    pub(crate) fn first_index(&self) -> u64 {
+        self.shared.log.lock().range().start
+    }
+
+    /// Bytes on disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shared.journal.bytes_live()
+    }
+
     /// Writes what waits and lets go of the disk.
     pub(crate) async fn close(&self) {
         self.shared.journal.close().await;
@@ -142,7 +152,8 @@ impl LogStore {
         })
     }
 
-    async fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+    /// The entries of `range` that it holds, at most about `max_bytes`, but at least one.
+    pub(crate) async fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
         loop {
             let (plan, start) = {
                 let log = self.shared.log.lock();

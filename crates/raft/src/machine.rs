@@ -15,13 +15,14 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use isobar_host::Host;
 use isobar_host::watch;
-use isobar_metadata::{CommandResult, Frozen, Image, StateMachine};
+use isobar_metadata::{CommandResult, EffectKind, Frozen, Image, StateMachine};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::archive::Gate;
 use crate::effects::{EffectStream, Ring};
 use crate::metrics::{RaftMetrics, gauge};
 use crate::snapshots::{SnapshotHandle, Snapshots, Stored};
@@ -43,6 +44,7 @@ pub(crate) struct Machine {
     /// Told when enough log has passed since the last snapshot.
     pub(crate) snapshot_due: Notify,
     snapshot_after_bytes: u64,
+    pub(crate) archive: Gate,
     metrics: Arc<RaftMetrics>,
 }
 
@@ -52,6 +54,8 @@ struct State {
     membership: StoredMembership,
     /// Bytes of entries applied since the last snapshot was frozen.
     log_bytes: u64,
+    /// The last entry that did something that a recovery would want. Others only keep time, or say what is archived.
+    last_effective: u64,
 }
 
 /// A view to write as a snapshot.
@@ -75,8 +79,13 @@ impl Machine {
         let applied = watch::Sender::new(machine.applied_index());
         metrics.applied_index.set(gauge(machine.applied_index()));
         metrics.snapshot_bytes.set(gauge(snapshots.newest_bytes()));
-        let state =
-            State { machine, last_applied: meta.last_log_id, membership: meta.last_membership, log_bytes: 0 };
+        let state = State {
+            last_effective: machine.applied_index(),
+            machine,
+            last_applied: meta.last_log_id,
+            membership: meta.last_membership,
+            log_bytes: 0,
+        };
         Self {
             host: host.clone(),
             state: Mutex::new(state),
@@ -85,8 +94,20 @@ impl Machine {
             snapshots,
             snapshot_due: Notify::new(),
             snapshot_after_bytes,
+            archive: Gate::new(None),
             metrics,
         }
+    }
+
+    /// The same with a log that waits for an archive.
+    pub(crate) fn archived(self, lag_bytes: Option<u64>) -> Self {
+        Self { archive: Gate::new(lag_bytes), ..self }
+    }
+
+    /// The state as it is now, shared, and the last entry in it that a recovery would want.
+    pub(crate) fn archivable(&self) -> (Image, u64) {
+        let state = self.state.lock();
+        (state.machine.image(), state.last_effective)
     }
 
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
@@ -131,6 +152,9 @@ impl Machine {
             }
         };
         drop(guard);
+        if effects.effects.iter().any(|effect| !matches!(effect.kind, Some(EffectKind::Cluster(_)))) {
+            state.last_effective = index;
+        }
         state.last_applied = Some(entry.log_id);
         if index > 0 {
             // Entry 0 founds the group; a fresh image starts there.
@@ -288,6 +312,7 @@ impl RaftStateMachine<Types> for MachineWorker {
                     last_applied: meta.last_log_id,
                     membership: meta.last_membership,
                     log_bytes: 0,
+                    last_effective: index,
                 };
                 machine.ring.reset();
             }

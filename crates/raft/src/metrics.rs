@@ -50,6 +50,16 @@ pub struct RaftMetrics {
     pub snapshot_bytes: Gauge,
     /// Seconds that writing a snapshot took.
     pub snapshot_seconds: Histogram,
+    /// Index of the last entry archived.
+    pub archived_index: Gauge,
+    /// Index of the recovery cut.
+    pub archive_cut: Gauge,
+    /// Age of the oldest thing that a recovery from the archive alone would lack; 0: nothing.
+    pub archive_cut_age_seconds: Gauge,
+    /// Bytes written to the archive.
+    pub archive_bytes: Counter,
+    /// Passes of the archiver that failed.
+    pub archive_failures: Counter,
 }
 
 impl Default for RaftMetrics {
@@ -72,6 +82,11 @@ impl Default for RaftMetrics {
             snapshots_failed: Counter::default(),
             snapshot_bytes: Gauge::default(),
             snapshot_seconds: Histogram::new(SNAPSHOT_SECONDS),
+            archived_index: Gauge::default(),
+            archive_cut: Gauge::default(),
+            archive_cut_age_seconds: Gauge::default(),
+            archive_bytes: Counter::default(),
+            archive_failures: Counter::default(),
         }
     }
 }
@@ -97,6 +112,15 @@ impl RaftMetrics {
         r.register("snapshots_failed", "Snapshots that could not be written", self.snapshots_failed.clone());
         r.register("snapshot_bytes", "Bytes of the newest snapshot", self.snapshot_bytes.clone());
         r.register("snapshot_seconds", "Time to write one snapshot", self.snapshot_seconds.clone());
+        r.register("archived_index", "Index of the last entry archived", self.archived_index.clone());
+        r.register("archive_cut", "Index that a recovery comes back to", self.archive_cut.clone());
+        r.register(
+            "archive_cut_age_seconds",
+            "Age of the oldest thing that a recovery from the archive would lack",
+            self.archive_cut_age_seconds.clone(),
+        );
+        r.register("archive_bytes", "Bytes written to the archive", self.archive_bytes.clone());
+        r.register("archive_failures", "Passes of the archiver that failed", self.archive_failures.clone());
     }
 }
 

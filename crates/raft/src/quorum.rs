@@ -13,11 +13,12 @@ use isobar_metadata::{ClusterFormat, CommandResult, Envelope, Image, StateMachin
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::archive::{Archive, ArchiveOptions, Archiver, Member};
 use crate::barrier::{self, Barriers};
 use crate::effects::{EffectStream, Ring};
 use crate::error::{ProposeError, RaftError};
 use crate::format::FormatRecord;
-use crate::keeper;
+use crate::keeper::Keeper;
 use crate::log::{Log, Place};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, MachineWorker};
@@ -61,6 +62,8 @@ pub struct QuorumOptions {
     pub effects_bytes: usize,
     /// A snapshot is due when the log since the last one exceeds this and that one's size.
     pub snapshot_after_bytes: u64,
+    /// The log waits for an archive ([`Quorum::archive`]), but no more of it than this; `None`: there is none.
+    pub archive_lag_bytes: Option<u64>,
     /// Size of a full-grown journal segment.
     pub segment_bytes: u64,
     /// Where the log's journal counts.
@@ -80,6 +83,7 @@ impl QuorumOptions {
             log_cache_bytes: 16 << 20,
             effects_bytes: 64 << 20,
             snapshot_after_bytes: 64 << 20,
+            archive_lag_bytes: None,
             segment_bytes: 32 << 20,
             journal_metrics: JournalMetrics::default(),
         }
@@ -119,7 +123,7 @@ struct Shared {
     metrics: Arc<RaftMetrics>,
     stop: watch::Sender<bool>,
     host: Host,
-    spawner: Spawner,
+    keeper: Keeper,
 }
 
 impl Drop for Shared {
@@ -183,7 +187,14 @@ impl Quorum {
             "raft-barrier",
             boxed(barrier::run(Arc::clone(&barriers), raft.clone(), Arc::clone(&machine))),
         );
-        seeded("raft-snapshot", boxed(keeper::run(Arc::clone(&machine), raft.clone(), stopped)));
+        let keeper = Keeper {
+            host: host.clone(),
+            spawner: spawner.clone(),
+            machine: Arc::clone(&machine),
+            raft: raft.clone(),
+            store: store.clone(),
+        };
+        seeded("raft-snapshot", boxed(keeper.clone().run(stopped)));
         let shared = Shared {
             queue,
             barriers,
@@ -196,7 +207,7 @@ impl Quorum {
             metrics,
             stop,
             host: host.clone(),
-            spawner,
+            keeper,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -270,9 +281,24 @@ impl Quorum {
 
     /// Writes a snapshot now. False if the disk refused; the log stays then.
     pub async fn snapshot(&self) -> bool {
-        let (machine, raft) = (Arc::clone(&self.shared.machine), self.shared.raft.clone());
-        let work = async move { keeper::take(&machine, &raft).await };
-        on_runtime(&self.shared.host, &self.shared.spawner, work).await.unwrap_or(false)
+        self.shared.keeper.take_now().await
+    }
+
+    /// Archives from now on, until this member stops. To be called once, where
+    /// [`QuorumOptions::archive_lag_bytes`] is set.
+    pub fn archive(&self, archive: Arc<dyn Archive>, options: ArchiveOptions) -> Archiver {
+        let shared = &self.shared;
+        let member = Member {
+            host: shared.host.clone(),
+            cluster_id: shared.format.cluster.cluster_id.clone(),
+            machine: Arc::clone(&shared.machine),
+            store: shared.store.clone(),
+            keeper: shared.keeper.clone(),
+            queue: Arc::clone(&shared.queue),
+            barriers: Arc::clone(&shared.barriers),
+            metrics: Arc::clone(&shared.metrics),
+        };
+        Archiver::start(member, archive, options, shared.stop.subscribe())
     }
 
     #[cfg(test)]
@@ -283,7 +309,7 @@ impl Quorum {
     /// Refuses new commands, waits for those on their way, writes a snapshot and stops. Later calls do nothing.
     pub async fn shutdown(&self) -> Result<(), RaftError> {
         self.shared.close();
-        let (machine, raft) = (Arc::clone(&self.shared.machine), self.shared.raft.clone());
+        let (keeper, raft) = (self.shared.keeper.clone(), self.shared.raft.clone());
         let (slots, store) = (Arc::clone(&self.shared.slots), self.shared.store.clone());
         let all = u32::try_from(self.shared.options.entries_in_flight).unwrap_or(u32::MAX);
         let work = async move {
@@ -291,14 +317,14 @@ impl Quorum {
                 tracing::warn!("commands were still on their way when the metadata node stopped");
             }
             slots.close();
-            if machine.is_ahead_of_snapshot() {
-                keeper::take(&machine, &raft).await;
+            if keeper.machine.is_ahead_of_snapshot() {
+                keeper.take().await;
             }
             let stopped = raft.shutdown().await.map_err(|error| RaftError::Stopped(error.to_string()));
             store.close().await;
             stopped
         };
-        on_runtime(&self.shared.host, &self.shared.spawner, work)
+        on_runtime(&self.shared.host, &self.shared.keeper.spawner, work)
             .await
             .unwrap_or_else(|| Err(RaftError::Stopped("the raft runtime ended".to_owned())))
     }
@@ -311,7 +337,7 @@ fn boxed(
 }
 
 /// Runs work on the raft runtime, where openraft finds its seed. `None` if that runtime ended first.
-async fn on_runtime<T: Send + 'static>(
+pub(crate) async fn on_runtime<T: Send + 'static>(
     host: &Host,
     spawner: &Spawner,
     work: impl Future<Output = T> + Send + 'static,
@@ -417,7 +443,9 @@ pub(crate) fn open_machine(
     let (meta, machine) =
         restored.unwrap_or_else(|| (SnapshotMeta::default(), StateMachine::new(format.cluster.clone())));
     let ring = Arc::new(Ring::new(options.effects_bytes));
-    Ok(Machine::new(host, snapshots, meta, machine, ring, options.snapshot_after_bytes, Arc::clone(metrics)))
+    let machine =
+        Machine::new(host, snapshots, meta, machine, ring, options.snapshot_after_bytes, Arc::clone(metrics));
+    Ok(machine.archived(options.archive_lag_bytes))
 }
 
 fn raft_config(format: &FormatRecord) -> Result<Config, RaftError> {

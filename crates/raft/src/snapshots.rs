@@ -91,6 +91,13 @@ pub(crate) struct Stored {
     pub(crate) len_bytes: u64,
 }
 
+impl Stored {
+    /// The last entry it contains.
+    pub(crate) fn index(&self) -> u64 {
+        self.meta.last_log_id.map_or(0, |id| id.index)
+    }
+}
+
 /// What travels through openraft as snapshot data: where to read it.
 #[derive(Clone)]
 pub(crate) struct SnapshotHandle {

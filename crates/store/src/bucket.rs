@@ -54,6 +54,15 @@ impl Default for BucketOptions {
     }
 }
 
+/// What a create found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// The object is the one that was given.
+    Mine,
+    /// There is one already.
+    Exists,
+}
+
 #[derive(Clone)]
 enum Backend {
     Directory(Directory),
@@ -201,6 +210,17 @@ impl Bucket {
         self.retry("put", key, options.put_attempt, options.put_total, true, attempt).await?;
         self.count_bytes("put", total);
         Ok(())
+    }
+
+    /// Stores an object unless there is one of this key.
+    pub async fn create(&self, key: &str, bytes: Bytes) -> Result<Created, StoreError> {
+        match self.size(key).await {
+            Ok(_) => return Ok(Created::Exists),
+            Err(StoreError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.put(key, vec![bytes]).await?;
+        Ok(Created::Mine)
     }
 
     /// Bytes of an object. All of the range must be there.

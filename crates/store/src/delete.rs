@@ -4,8 +4,10 @@
 //! unreferenced for the grace period, and deletes them again for a day, because a late PUT may land.
 //!
 //! Invariants
-//! 1. Only objects that the image says are *unreferenced* or *deleted* are deleted, and metadata never takes such a state back.
-//! 2. The grace period is counted in the state machine's time, which no single clock moves; while expiry is held after a
+//! 1. Only after a look at the incarnation's claim; see [`crate::ClaimGuard`].
+//! 2. Only objects that the image says are *unreferenced* or *deleted* are deleted, and metadata never takes such a state back.
+//! 3. Only if the recovery cut has passed the entry that made it unreferenced: a recovery would need it else.
+//! 4. The grace period is counted in the state machine's time, which no single clock moves; while expiry is held after a
 //!    jump of the clock nothing is deleted.
 //!
 //! Failure and crash: everything here may be done twice.
@@ -20,9 +22,9 @@ use isobar_metadata::ids::ObjectId;
 use isobar_metadata::record::{ObjectRecord, ObjectState};
 use isobar_metadata::{Command, Image};
 
-use crate::Bucket;
 use crate::cluster::Proposer;
 use crate::format::object_key;
+use crate::{Bucket, ClaimGuard};
 
 /// Deletes are repeated until this long after the first.
 const REPEAT_FOR_MS: i64 = 24 * 60 * 60 * 1000;
@@ -57,8 +59,15 @@ pub struct Deleter {
 
 impl Deleter {
     /// Starts the task.
-    pub fn start(host: &Host, bucket: Bucket, proposer: Arc<dyn Proposer>, options: DeleterOptions) -> Self {
-        let work = Work { host: host.clone(), bucket, proposer, options, repeated_ms: BTreeMap::new() };
+    pub fn start(
+        host: &Host,
+        bucket: Bucket,
+        guard: Option<ClaimGuard>,
+        proposer: Arc<dyn Proposer>,
+        options: DeleterOptions,
+    ) -> Self {
+        let work =
+            Work { host: host.clone(), bucket, guard, proposer, options, repeated_ms: BTreeMap::new() };
         Self { task: host.spawn("deleter", work.run()) }
     }
 
@@ -80,6 +89,7 @@ struct Due {
 struct Work {
     host: Host,
     bucket: Bucket,
+    guard: Option<ClaimGuard>,
     proposer: Arc<dyn Proposer>,
     options: DeleterOptions,
     /// When objects in state *deleted* were deleted by this process, in the state machine's time.
@@ -114,6 +124,11 @@ impl Work {
         for record in image.objects() {
             let Some(at_ms) = self.due_at_ms(record) else { continue };
             let prepared = record.state == ObjectState::Prepared as i32;
+            let unreferenced = record.state == ObjectState::Unreferenced as i32;
+            if unreferenced && record.since_index > image.archived_cut() {
+                // A recovery from the archive may come back to before this. The archiver moves the cut.
+                continue;
+            }
             if !prepared && at_ms <= time_ms && due.delete.len() < ROUND_MAX {
                 due.delete.push(record.object);
             } else if at_ms < now_ms {
@@ -139,6 +154,12 @@ impl Work {
     }
 
     async fn delete(&mut self, image: &Image, objects: Vec<ObjectId>) {
+        if let Some(guard) = &self.guard
+            && let Err(error) = guard.check(self.host.now_ms()).await
+        {
+            tracing::warn!(%error, "nothing is deleted while the claim on the cluster is not known to hold");
+            return;
+        }
         let mut deleted = Vec::with_capacity(objects.len());
         for object in objects {
             match self.bucket.delete(&object_key(object)).await {

@@ -14,8 +14,8 @@ use isobar_host::Host;
 use isobar_host::sim::{SimDisk, World};
 use isobar_metadata::StateMachine;
 use isobar_metadata::command::{
-    CommitBatch, CommitChunk, CommitPartition, CreateTopics, DeleteTopics, ExpireObjects, NewTopic,
-    OpenStream, PurgeTopics, RegisterDirectory, RegisterSession,
+    ArchiveAdvanced, CommitBatch, CommitChunk, CommitPartition, CreateTopics, DeleteTopics, ExpireObjects,
+    NewTopic, OpenStream, PurgeTopics, RegisterDirectory, RegisterSession,
 };
 use isobar_metadata::ids::{Durability, lane_of};
 use isobar_metadata::record::{ClusterFormat, ObjectState};
@@ -217,7 +217,7 @@ impl Node {
             grace: Duration::from_secs(5),
             repeat: Duration::from_secs(60),
         };
-        let deleter = Deleter::start(&host, bucket.clone(), proposer, deleter);
+        let deleter = Deleter::start(&host, bucket.clone(), None, proposer, deleter);
         let reader = ObjectReader::new(bucket, Arc::new(MemoryCache::new(&host, 4 << 20, metrics)));
         Some(Self { host, quorum, replica, stream, next: 0, uploader, _deleter: deleter, reader, acked })
     }
@@ -419,6 +419,9 @@ async fn aftermath(node: Option<Node>, counts: Arc<Mutex<Counts>>) {
         }
         waits += 1;
         assert!(waits < 2000, "{left} objects are not deleted");
+        // The archive goes on.
+        let advanced = ArchiveAdvanced { through: image.index(), cut: image.recovery_cut() };
+        node.quorum.apply(Envelope::unnumbered(Command::ArchiveAdvanced(advanced)));
         // Somebody's commands move the time on.
         for _ in 0..10 {
             node.quorum.apply(Envelope::unnumbered(Command::ExpireObjects(ExpireObjects { limit: 0 })));

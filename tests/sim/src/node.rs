@@ -6,6 +6,7 @@ use std::time::Duration;
 use isobar_broker::Options;
 use isobar_host::Host;
 use isobar_node::node::{Node, NodeOptions, Store};
+use isobar_raft::archive::ArchiveOptions;
 use isobar_store::DeleterOptions;
 use parking_lot::Mutex;
 use tokio::time::sleep;
@@ -76,6 +77,14 @@ pub(crate) fn options(plan: &NodePlan, store: Option<Store>) -> NodeOptions {
         tail_bytes: plan.tail_bytes,
         cache_bytes: plan.cache_bytes,
         snapshot_after_bytes: plan.snapshot_after_bytes,
+        archive: ArchiveOptions {
+            interval: plan.upload_interval.min(Duration::from_millis(300)),
+            grace: Duration::from_secs(2),
+            log_object_bytes: 64 << 10,
+            part_bytes: 16 << 10,
+            ..ArchiveOptions::default()
+        },
+        archive_lag_bytes: plan.archive_lag_bytes,
         deleter: DeleterOptions {
             interval: Duration::from_millis(500),
             grace: plan.delete_after,

@@ -8,6 +8,8 @@ use isobar_testkit::Rng;
 
 /// Every named crash point of the node. A test holds this list against the source.
 pub const POINTS: &[&str] = &[
+    "archive.after_log",
+    "archive.after_part",
     "delete.before_report",
     "journal.claim",
     "journal.claimed",
@@ -89,6 +91,8 @@ pub struct NodePlan {
     pub upload_interval: Duration,
     pub upload_trigger_bytes: u64,
     pub chunk_target_bytes: usize,
+    /// How much of the metadata log waits for the archive.
+    pub archive_lag_bytes: u64,
     /// An object that nothing refers to stays for so long.
     pub delete_after: Duration,
     /// The store is a directory on the node's disk, not a bucket.
@@ -232,6 +236,7 @@ fn node(rng: &mut Rng) -> NodePlan {
         upload_interval: Duration::from_millis(rng.pick(&[50, 200, 1_000, 3_000])),
         upload_trigger_bytes: rng.pick(&[32 << 10, 256 << 10, 32 << 20]),
         chunk_target_bytes: rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
+        archive_lag_bytes: rng.pick(&[1 << 20, 64 << 20]),
         delete_after: Duration::from_millis(rng.pick(&[1_000, 5_000])),
         store_inside: rng.percent(25),
         object_linger_ms: 0,

@@ -1,5 +1,6 @@
 //! Tests that need the crate's inside: openraft's own storage suite, and crashes of the log store.
 
+mod archive;
 mod crash;
 mod quorum;
 mod simulated;
