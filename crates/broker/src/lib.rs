@@ -13,6 +13,7 @@ mod budget;
 mod cluster;
 mod configs;
 mod connection;
+mod delete_records;
 mod dispatch;
 mod fetch;
 mod group;
