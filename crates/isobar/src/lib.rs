@@ -1,3 +1,5 @@
 //! A whole node: every role wired together. The binary runs one, and the simulation runs the same one.
 
+mod jobs;
 pub mod node;
+mod operations;

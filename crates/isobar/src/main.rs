@@ -1,9 +1,11 @@
 //! The `isobar` command.
 
+mod admin_client;
 mod cli;
 mod demo;
 mod dev;
 mod dump;
+mod fsck;
 mod group;
 mod output;
 mod records;
@@ -51,6 +53,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Consume(args) => records::consume(args).await,
             Command::Group(command) => group::run(command).await,
             Command::Dump(args) => dump::run(&args),
+            Command::Fsck(args) => fsck::run(args).await,
         }
     })
 }

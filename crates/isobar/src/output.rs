@@ -34,7 +34,11 @@ enum Line {
 
 impl Output {
     pub(crate) fn new(remote: &Remote) -> Self {
-        Self { json: remote.json, lines: Vec::new() }
+        Self::of(remote.json)
+    }
+
+    pub(crate) fn of(json: bool) -> Self {
+        Self { json, lines: Vec::new() }
     }
 
     /// A line above a table; not in JSON.

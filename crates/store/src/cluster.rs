@@ -13,6 +13,8 @@ pub struct ProposeFailed(pub String);
 pub trait Proposer: Send + Sync {
     /// The image as it is now. Cheap.
     fn image(&self) -> Image;
+    /// Waits until [`Proposer::image`] shows all that was applied before the call.
+    async fn barrier(&self) -> Result<(), ProposeFailed>;
     /// Proposes a command on the control lane of this broker's session and waits for its result.
     async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed>;
 }

@@ -81,6 +81,26 @@ struct FooterProto {
     body_bytes: u64,
     #[prost(message, repeated, tag = "5")]
     runs: Vec<RunProto>,
+    /// Of an index object, which has no runs.
+    #[prost(message, repeated, tag = "6")]
+    blocks: Vec<BlockProto>,
+}
+
+/// A block of an index object.
+#[derive(Clone, PartialEq, Message)]
+struct BlockProto {
+    #[prost(bytes = "vec", tag = "1")]
+    topic_id: Vec<u8>,
+    #[prost(int32, tag = "2")]
+    partition: i32,
+    #[prost(int64, tag = "3")]
+    first_offset: i64,
+    #[prost(int64, tag = "4")]
+    last_offset: i64,
+    #[prost(uint64, tag = "5")]
+    start: u64,
+    #[prost(uint64, tag = "6")]
+    bytes: u64,
 }
 
 /// Columns have one value a batch.
@@ -161,6 +181,9 @@ pub struct ObjectBuilder {
     arena: BytesMut,
     body_bytes: u64,
     runs: Vec<Run>,
+    /// Bytes at which a run ends though its next batch follows.
+    max_run_bytes: u64,
+    run_ended: bool,
 }
 
 impl ObjectBuilder {
@@ -174,7 +197,25 @@ impl ObjectBuilder {
             arena: BytesMut::new(),
             body_bytes: 0,
             runs: Vec::new(),
+            max_run_bytes: u64::MAX,
+            run_ended: false,
         }
+    }
+
+    /// Ends a run once it has this many bytes: a reader walks a run from its start.
+    pub fn with_max_run_bytes(self, max_run_bytes: u64) -> Self {
+        Self { max_run_bytes, ..self }
+    }
+
+    /// The next batch begins a run, whatever it is.
+    pub fn end_run(&mut self) {
+        self.run_ended = true;
+    }
+
+    /// The bytes so far, but for what was taken already: so that an object need not be in memory as a whole.
+    pub fn take_parts(&mut self) -> Vec<Bytes> {
+        self.flush();
+        std::mem::take(&mut self.parts)
     }
 
     /// Bytes of all runs so far.
@@ -207,7 +248,12 @@ impl ObjectBuilder {
             head_crc: crc32c(&head),
         };
         match self.runs.last_mut() {
-            Some(run) if run.key == key && run.last_offset + 1 == base_offset => {
+            Some(run)
+                if run.key == key
+                    && run.last_offset + 1 == base_offset
+                    && !self.run_ended
+                    && run.range.end - run.range.start < self.max_run_bytes =>
+            {
                 run.last_offset = last_offset;
                 run.max_timestamp_ms = run.max_timestamp_ms.max(header.max_timestamp_ms);
                 run.range.end += batch.len() as u64;
@@ -222,6 +268,7 @@ impl ObjectBuilder {
                 batches: vec![entry],
             }),
         }
+        self.run_ended = false;
         self.body_bytes += batch.len() as u64;
         if batch.len() < COPY_BELOW_BYTES {
             self.gather(&stamp);
@@ -258,6 +305,7 @@ impl ObjectBuilder {
             created_ms: self.created_ms,
             body_bytes: self.body_bytes,
             runs: self.runs.iter().map(run_proto).collect(),
+            blocks: Vec::new(),
         }
         .encode_to_vec();
         self.flush();
@@ -353,6 +401,58 @@ pub struct Footer {
     pub body_bytes: u64,
     /// In order of their bytes.
     pub runs: Vec<Run>,
+    /// Of an index object, which has no runs: [`isobar_metadata::index_block`]s, in order of their bytes.
+    pub blocks: Vec<Block>,
+}
+
+/// Where a block lies in an index object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Whose extents it lists.
+    pub key: PartitionKey,
+    /// First offset of them.
+    pub first_offset: i64,
+    /// Last offset, inclusive.
+    pub last_offset: i64,
+    /// Bytes in the object.
+    pub range: Range<u64>,
+}
+
+/// The bytes of an index object, and where the blocks lie in it.
+pub fn index_object(
+    cluster_id: String,
+    object: ObjectId,
+    created_ms: i64,
+    blocks: Vec<(PartitionKey, i64, i64, Bytes)>,
+) -> (Vec<Bytes>, Vec<Block>) {
+    let (mut parts, mut placed, mut start) = (Vec::with_capacity(blocks.len() + 2), Vec::new(), 0);
+    for (key, first_offset, last_offset, bytes) in blocks {
+        let range = start..start + bytes.len() as u64;
+        start = range.end;
+        placed.push(Block { key, first_offset, last_offset, range });
+        parts.push(bytes);
+    }
+    let proto = |block: &Block| BlockProto {
+        topic_id: block.key.topic_id.bytes().to_vec(),
+        partition: block.key.partition,
+        first_offset: block.first_offset,
+        last_offset: block.last_offset,
+        start: block.range.start,
+        bytes: block.range.end - block.range.start,
+    };
+    let footer = FooterProto {
+        cluster_id,
+        object_id: object.0,
+        created_ms,
+        body_bytes: start,
+        runs: Vec::new(),
+        blocks: placed.iter().map(proto).collect(),
+    }
+    .encode_to_vec();
+    let trailer = encode_trailer(&footer);
+    parts.push(Bytes::from(footer));
+    parts.push(Bytes::copy_from_slice(&trailer));
+    (parts, placed)
 }
 
 impl Footer {
@@ -372,6 +472,17 @@ impl Footer {
             end = run.range.end;
             runs.push(run);
         }
+        let mut blocks = Vec::with_capacity(proto.blocks.len());
+        for block in &proto.blocks {
+            let range = end..end.checked_add(block.bytes).ok_or_else(|| damaged("length"))?;
+            if block.start != end {
+                return Err(damaged("blocks are not back to back"));
+            }
+            end = range.end;
+            let key = PartitionKey::new(TopicId::from(id_bytes(&block.topic_id)?), block.partition);
+            let (first_offset, last_offset) = (block.first_offset, block.last_offset);
+            blocks.push(Block { key, first_offset, last_offset, range });
+        }
         if end != proto.body_bytes {
             return Err(damaged("runs do not fill the body"));
         }
@@ -381,6 +492,7 @@ impl Footer {
             created_ms: proto.created_ms,
             body_bytes: proto.body_bytes,
             runs,
+            blocks,
         })
     }
 
