@@ -95,10 +95,7 @@ impl Body for PageBody {
     }
 }
 
-pub(crate) async fn answer(
-    operations: &dyn Operations,
-    request: Request<Incoming>,
-) -> Response<PageBody> {
+pub(crate) async fn answer(operations: &dyn Operations, request: Request<Incoming>) -> Response<PageBody> {
     let post = match *request.method() {
         Method::GET => false,
         Method::POST => true,
@@ -137,8 +134,6 @@ fn refusal(status: StatusCode, why: &str) -> Response<PageBody> {
 fn json(status: StatusCode, body: PageBody) -> Response<PageBody> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
     response
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use isobar_metadata::command::{MoveLogStart, NewLogStart};
+use isobar_metadata::command::{LogStartReason, MoveLogStart, NewLogStart};
 use isobar_metadata::{Command, CommandResult};
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::messages::delete_records_response::{
@@ -82,7 +82,8 @@ async fn propose(
     broker: &Broker,
     partitions: Vec<NewLogStart>,
 ) -> Result<Vec<Result<i64, ErrorCode>>, ErrorCode> {
-    match broker.session.propose(Command::MoveLogStart(MoveLogStart { partitions })).await {
+    let command = MoveLogStart { partitions, reason: LogStartReason::DeleteRecords as i32 };
+    match broker.session.propose(Command::MoveLogStart(command)).await {
         Ok(CommandResult::LogStarts(results)) => {
             // Whoever has this answer finds the new log start at this broker.
             broker.settled().await;

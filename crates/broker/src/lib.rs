@@ -38,7 +38,7 @@ use isobar_metadata::command::{RegisterDirectory, RegisterSession};
 use isobar_metadata::{DirectoryId, Durability, EffectBatch, EffectKind, PlacementId, StoreId, lane_of};
 use isobar_protocol::error::ErrorCode;
 use isobar_raft::{EffectStream, ProposeError, Quorum};
-use isobar_store::ObjectReader;
+use isobar_store::{IndexReader, ObjectReader};
 use isobar_wal::Wal;
 
 pub use live::LiveImage;
@@ -111,6 +111,8 @@ pub(crate) struct Broker {
     pub(crate) image: Arc<LiveImage>,
     pub(crate) wal: Arc<dyn Wal>,
     pub(crate) objects: ObjectReader,
+    /// Opens index blocks of the same store.
+    pub(crate) index: IndexReader,
     pub(crate) home_store: StoreId,
     pub(crate) lane: Arc<accumulator::Lane>,
     pub(crate) budget: budget::Budget,
@@ -204,6 +206,7 @@ impl RunningBroker {
             session,
             image: parts.image,
             wal: parts.wal,
+            index: IndexReader::new(parts.objects.clone()),
             objects: parts.objects,
             home_store: parts.home_store,
             lane,

@@ -48,7 +48,9 @@ pub(crate) async fn call(
 ) -> Result<Lines, Failure> {
     let addr = remote.admin.as_str();
     let conn = host.connect(addr).await.map_err(|error| {
-        format!("cannot reach the admin port at {addr}: {error}\n  is a node running there? --admin names another")
+        format!(
+            "cannot reach the admin port at {addr}: {error}\n  is a node running there? --admin names another"
+        )
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(conn)).await?;
     let connection = host.spawn("admin.client", async move {

@@ -33,9 +33,10 @@ use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
 use isobar_metadata::{ClusterFormat, Command, CommandResult, Envelope, Image, StoreId};
 use isobar_protocol::Uuid;
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
+use isobar_store::fsck::FsckParts;
 use isobar_store::{
-    BlockCache, Bucket, BucketOptions, Deleter, DeleterOptions, DiskCache, DiskCacheOptions, MemoryCache,
-    ObjectReader, ProposeFailed, Proposer, StoreError, StoreMetrics, Uploader, UploaderOptions,
+    BlockCache, Bucket, BucketOptions, Deleter, DeleterOptions, DiskCache, DiskCacheOptions, IndexReader,
+    MemoryCache, ObjectReader, ProposeFailed, Proposer, StoreError, StoreMetrics, Uploader, UploaderOptions,
     UploaderParts,
 };
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
@@ -44,6 +45,10 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use serde::{Deserialize, Serialize};
+
+pub use crate::jobs::JobOptions;
+use crate::jobs::Jobs;
+use crate::operations::NodeOperations;
 
 /// The store's number and name in metadata.
 const STORE: StoreId = StoreId(1);
@@ -94,6 +99,8 @@ pub struct NodeOptions {
     pub snapshot_after_bytes: u64,
     /// When objects that nothing refers to are deleted.
     pub deleter: DeleterOptions,
+    /// Retention, compaction, index objects.
+    pub jobs: JobOptions,
 }
 
 impl NodeOptions {
@@ -113,6 +120,7 @@ impl NodeOptions {
             disk_cache_bytes: None,
             snapshot_after_bytes: 64 << 20,
             deleter: DeleterOptions::default(),
+            jobs: JobOptions::default(),
         }
     }
 }
@@ -171,6 +179,7 @@ pub struct Node {
     wal: LocalReplica,
     uploader: Arc<OnceLock<Uploader>>,
     deleter: Deleter,
+    jobs: Jobs,
     admin: Option<Admin>,
     disk_cache: Option<DiskCache>,
     store_metrics: StoreMetrics,
@@ -205,6 +214,9 @@ impl Node {
             None => Arc::new(memory),
         };
 
+        let objects = ObjectReader::new(bucket.clone(), cache);
+        let index = IndexReader::new(objects.clone());
+
         let metrics = Arc::new(Metrics::default());
         metrics.register(&mut registry);
         let live = Arc::new(LiveImage::new(image, Arc::clone(&metrics)));
@@ -216,7 +228,7 @@ impl Node {
             image: Arc::clone(&live),
             wal: Arc::new(wal.clone()),
             directory: wal.directory(),
-            objects: ObjectReader::new(bucket.clone(), cache),
+            objects,
             home_store: STORE,
             metrics,
             on_appended: Arc::new(move |bytes| {
@@ -226,12 +238,27 @@ impl Node {
             }),
         };
         let broker = Arc::new(RunningBroker::start(host, options.broker.clone(), parts).await?);
-        let proposer: Arc<dyn Proposer> = Arc::new(Proposing { image: live, session: broker.proposer() });
+        let proposer: Arc<dyn Proposer> =
+            Arc::new(Proposing { image: live, session: broker.proposer(), quorum: quorum.clone() });
         let _ =
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
-        let deleter = Deleter::start(host, bucket, proposer, options.deleter.clone());
-        let admin = start_admin(host, &options, registry, &broker).await?;
-        Ok(Self { broker, quorum, wal, uploader, deleter, admin, disk_cache, store_metrics, _lock: lock })
+        let jobs = Jobs::start(host, STORE, &bucket, &proposer, index.clone(), &options.jobs);
+        let deleter = Deleter::start(host, bucket.clone(), Arc::clone(&proposer), options.deleter.clone());
+        let fsck = FsckParts { host: host.clone(), bucket, proposer, index };
+        let operations = Arc::new(NodeOperations { host: host.clone(), fsck, store: STORE });
+        let admin = start_admin(host, &options, registry, &broker, operations).await?;
+        Ok(Self {
+            broker,
+            quorum,
+            wal,
+            uploader,
+            deleter,
+            jobs,
+            admin,
+            disk_cache,
+            store_metrics,
+            _lock: lock,
+        })
     }
 
     /// Where Kafka clients connect.
@@ -278,6 +305,7 @@ impl Node {
         if let Some(admin) = &self.admin {
             admin.stop();
         }
+        self.jobs.stop().await;
         self.deleter.stop().await;
         self.broker.stop();
         if let Some(cache) = &self.disk_cache {
@@ -447,12 +475,24 @@ fn start_uploader(
 struct Proposing {
     image: Arc<LiveImage>,
     session: SessionProposer,
+    quorum: Quorum,
 }
+
+/// How long the image may take to come to where a read barrier says.
+const BARRIER_PATIENCE: Duration = Duration::from_secs(10);
 
 #[async_trait]
 impl Proposer for Proposing {
     fn image(&self) -> Image {
         self.image.snapshot()
+    }
+
+    async fn barrier(&self) -> Result<(), ProposeFailed> {
+        let index = self.quorum.barrier().await.map_err(|error| ProposeFailed(error.to_string()))?;
+        if self.image.at_least(index, BARRIER_PATIENCE).await {
+            return Ok(());
+        }
+        Err(ProposeFailed(format!("this node's image is behind index {index}")))
     }
 
     async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed> {
@@ -465,11 +505,12 @@ async fn start_admin(
     options: &NodeOptions,
     mut registry: Registry,
     broker: &Arc<RunningBroker>,
+    operations: Arc<NodeOperations>,
 ) -> Result<Option<Admin>, NodeError> {
     let Some(addr) = &options.admin else { return Ok(None) };
     registry.register_collector(Box::new(ProcessUsage { host: host.clone() }));
     let health = Arc::new(NodeHealth { broker: Arc::clone(broker) });
-    Ok(Some(Admin::start(host, addr, Arc::new(registry), health).await?))
+    Ok(Some(Admin::start(host, addr, Arc::new(registry), health, operations).await?))
 }
 
 struct NodeHealth {

@@ -114,7 +114,8 @@ impl NodeOperations {
     async fn find(&self, asked: &str) -> Result<Arc<DeletedTopic>, Refusal> {
         let image = self.settled().await?;
         let id = Uuid::try_parse(asked).ok().map(TopicId);
-        let named = |topic: &&Arc<DeletedTopic>| topic.record.name == asked || Some(topic.record.topic_id) == id;
+        let named =
+            |topic: &&Arc<DeletedTopic>| topic.record.name == asked || Some(topic.record.topic_id) == id;
         let found = image.deleted_topics().filter(named).max_by_key(|topic| topic.deleted_ms);
         found.cloned().ok_or_else(|| {
             let why = format!("there is no deleted topic {asked:?}; `isobar topic deleted` lists them");
@@ -130,7 +131,9 @@ impl NodeOperations {
         let result = self.propose(Command::UndeleteTopic(command)).await?;
         // Whoever has this answer finds the topic at this node.
         self.settled().await?;
-        Ok(json!({ "undeleted": result.name, "id": result.topic_id.to_string(), "partitions": result.partitions }))
+        Ok(
+            json!({ "undeleted": result.name, "id": result.topic_id.to_string(), "partitions": result.partitions }),
+        )
     }
 
     async fn purge(&self, body: &Bytes) -> Result<Value, Refusal> {

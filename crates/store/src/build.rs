@@ -46,8 +46,7 @@ pub(crate) async fn build(
 ) -> Built {
     let mut bad = Vec::new();
     let read = read_all(wal, &runs, &mut bad).await;
-    let mut builder =
-        ObjectBuilder::new(cluster_id, object, now_ms).with_max_run_bytes(MAX_RUN_BYTES);
+    let mut builder = ObjectBuilder::new(cluster_id, object, now_ms).with_max_run_bytes(MAX_RUN_BYTES);
     let mut since_yield = 0;
     for ((run, view), extents) in runs.iter().zip(read) {
         let Some(extents) = extents else { continue };

@@ -90,7 +90,8 @@ impl Compactor {
         options: CompactorOptions,
     ) -> Self {
         let pace = Pace::new(options.bytes_per_s);
-        let work = Work { host: host.clone(), bucket, proposer, options, pace, bad: BTreeMap::new(), seen: None };
+        let work =
+            Work { host: host.clone(), bucket, proposer, options, pace, bad: BTreeMap::new(), seen: None };
         Self { task: host.spawn("compactor", work.run()) }
     }
 
@@ -170,13 +171,8 @@ impl Work {
         let object = self.granted(job).await?;
         self.host.crash_point("compact.granted");
         let mut bad = Vec::new();
-        let mut merging = Merging {
-            bucket: &self.bucket,
-            image,
-            pace: &mut self.pace,
-            object,
-            now_ms: self.host.now_ms(),
-        };
+        let mut merging =
+            Merging { bucket: &self.bucket, image, pace: &mut self.pace, object, now_ms: self.host.now_ms() };
         let merged = merge(&mut merging, job, &mut bad).await;
         for extent in bad {
             let place = (extent.location.object, extent.location.position);

@@ -383,12 +383,10 @@ fn extents_in(image: &Image, store: StoreId, object: ObjectId) -> Vec<(Partition
     for shard in 0..image.shards() {
         for view in image.shard_stored(shard) {
             let listed = view.stores.get(&store).into_iter().flat_map(|extents| extents.values());
-            let inside = listed.filter(|extent| {
-                extent.object().is_some_and(|location| location.object == object)
-            });
+            let inside =
+                listed.filter(|extent| extent.object().is_some_and(|location| location.object == object));
             found.extend(inside.map(|extent| (view.key(), extent.clone())));
         }
     }
     found
 }
-

@@ -237,8 +237,7 @@ impl Work {
             // A block lists some hundred extents.
             size_bytes: (block.range.end - block.range.start) as u32,
         });
-        let command =
-            CommitIndex { object, store: self.options.store, size_bytes, runs: runs.collect() };
+        let command = CommitIndex { object, store: self.options.store, size_bytes, runs: runs.collect() };
         match self.proposer.propose(Command::CommitIndex(command)).await {
             Ok(CommandResult::ObjectCommitted(result)) if result.error_code == 0 => {
                 self.host.crash_point("index.after_commit");
@@ -260,4 +259,3 @@ fn span(extents: &[Extent]) -> (i64, i64) {
     let first = extents.first().map_or(0, |extent| extent.base_offset);
     (first, extents.last().map_or(-1, |extent| extent.last_offset))
 }
-

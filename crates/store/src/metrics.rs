@@ -143,9 +143,6 @@ impl StoreMetrics {
         store.register_with_unit("latency", "Time of an attempt", Unit::Seconds, self.latency.clone());
         store.register("deleted_objects", "Objects deleted", self.deleted.clone());
         self.register_cache(registry.sub_registry_with_prefix("isobar_cache"));
-        store.register("cache_hits", "Blocks served from the cache", self.cache_hits.clone());
-        store.register("cache_misses", "Blocks loaded into the cache", self.cache_misses.clone());
-        store.register_with_unit("cache", "Bytes in the block cache", Unit::Bytes, self.cache_bytes.clone());
         let job = registry.sub_registry_with_prefix("isobar_job");
         job.register("done", "Background jobs done", self.jobs.clone());
         job.register("failures", "Background jobs that will be planned again", self.failed_jobs.clone());

@@ -105,8 +105,7 @@ async fn round(parts: &RetainerParts) {
     }
     for part in moves.chunks(COMMAND_PARTITIONS) {
         parts.host.crash_point("retain.before_propose");
-        let command =
-            MoveLogStart { partitions: part.to_vec(), reason: LogStartReason::Retention as i32 };
+        let command = MoveLogStart { partitions: part.to_vec(), reason: LogStartReason::Retention as i32 };
         match parts.proposer.propose(Command::MoveLogStart(command)).await {
             Ok(CommandResult::LogStarts(results)) => {
                 let moved = results.partitions.iter().filter(|result| result.error_code == 0 && !result.held);

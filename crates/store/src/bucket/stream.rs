@@ -68,7 +68,10 @@ impl Bucket {
         let (label, result) = match result {
             Ok(Ok(value)) => ("ok", Ok(value)),
             Ok(Err(error)) => match refused(&error) {
-                true => ("refused", Err(StoreError::Refused { op: "put", key: key.to_owned(), why: error.to_string() })),
+                true => (
+                    "refused",
+                    Err(StoreError::Refused { op: "put", key: key.to_owned(), why: error.to_string() }),
+                ),
                 false => ("did_not_happen", Err(did_not_happen(key, error.to_string()))),
             },
             Err(_) => {

@@ -268,9 +268,8 @@ impl Inventory {
             objects += 1;
             extents += source.extents;
         }
-        let due = bytes >= limits.merge_bytes
-            || objects >= limits.merge_objects
-            || extents >= limits.merge_extents;
+        let due =
+            bytes >= limits.merge_bytes || objects >= limits.merge_objects || extents >= limits.merge_extents;
         let oldest = due.then(|| self.take(self.of_level(object_level::UPLOAD), limits.merge_bytes))?;
         self.job(Kind::Uploads, &oldest, None)
     }
@@ -304,7 +303,10 @@ impl Inventory {
             topics.entry(listed.object).or_insert(listed.key.topic_id);
         }
         for (object, source) in &self.sources {
-            if source.level > object_level::UPLOAD && source.extents > 0 && is_mostly_dead(source) && source.is_whole()
+            if source.level > object_level::UPLOAD
+                && source.extents > 0
+                && is_mostly_dead(source)
+                && source.is_whole()
             {
                 let single = source.level == object_level::SINGLE_TOPIC;
                 let group = single.then(|| topics.get(object).copied()).flatten();
@@ -314,9 +316,9 @@ impl Inventory {
         let sum = |group: &[(ObjectId, &Source)], of: fn(&Source) -> u64| {
             group.iter().map(|(_, source)| of(source)).sum::<u64>()
         };
-        let (_, mut worst) = groups.into_iter().max_by_key(|(topic, group)| {
-            (sum(group, Source::dead_bytes), std::cmp::Reverse(*topic))
-        })?;
+        let (_, mut worst) = groups
+            .into_iter()
+            .max_by_key(|(topic, group)| (sum(group, Source::dead_bytes), std::cmp::Reverse(*topic)))?;
         let too_much = self.dead_bytes > self.limits.dead_slack_bytes + self.live_bytes / 4;
         if !too_much && sum(&worst, |source| source.listed_bytes) < self.limits.merge_bytes {
             return None;

@@ -35,7 +35,9 @@ impl Check<'_> {
             if done % 16 == 0 {
                 self.progress("reading", done as u64, total).await?;
             }
-            let Some(record) = image.object(*object).filter(|record| self.is_referenced(record)) else { continue };
+            let Some(record) = image.object(*object).filter(|record| self.is_referenced(record)) else {
+                continue;
+            };
             if *size_bytes < record.size_bytes {
                 // Told already.
                 continue;

@@ -23,8 +23,7 @@ pub struct Policy {
 impl Policy {
     /// `None`: nothing is ever deleted.
     pub fn of(settings: &TopicSettings) -> Option<Self> {
-        let policy =
-            Self { retention_ms: settings.retention_ms, retention_bytes: settings.retention_bytes };
+        let policy = Self { retention_ms: settings.retention_ms, retention_bytes: settings.retention_bytes };
         let bounded = policy.retention_ms >= 0 || policy.retention_bytes >= 0;
         (settings.cleanup_delete && bounded).then_some(policy)
     }
@@ -125,8 +124,7 @@ impl<'a> Walk<'a> {
     /// Lets a piece go if the policy says so.
     fn take(&mut self, piece: Piece) -> bool {
         let Policy { retention_ms, retention_bytes } = self.policy;
-        let is_old =
-            retention_ms >= 0 && self.now_ms.saturating_sub(piece.max_timestamp_ms) > retention_ms;
+        let is_old = retention_ms >= 0 && self.now_ms.saturating_sub(piece.max_timestamp_ms) > retention_ms;
         let without = self.left_bytes.saturating_sub(piece.size_bytes);
         let is_surplus = u64::try_from(retention_bytes)
             .is_ok_and(|keep| self.left_bytes >= piece.size_bytes && without >= keep);

@@ -115,7 +115,10 @@ fn a_busy_day_is_bounded() {
     let gib = seen.retained_bytes as f64 / GIB as f64;
     let written = (model.counts.uploaded_bytes + model.counts.compacted_bytes) as f64;
     let amplification = written / model.counts.produced_bytes as f64;
-    println!("{seen:?} {:?} amplification {amplification:.2}, bucket/live at most {worst_dead:.2}", model.counts);
+    println!(
+        "{seen:?} {:?} amplification {amplification:.2}, bucket/live at most {worst_dead:.2}",
+        model.counts
+    );
     assert!(amplification < 3.2, "{amplification}");
     assert!(most_objects < 1_500, "{most_objects}");
     assert!((seen.objects as f64) < 10.0 * gib + 300.0, "{seen:?}");

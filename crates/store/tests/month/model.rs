@@ -14,8 +14,8 @@ use isobar_metadata::ids::{Durability, lane_of};
 use isobar_metadata::index_block::{IndexBlock, extents_hash};
 use isobar_metadata::record::{ClusterFormat, ObjectState};
 use isobar_metadata::{
-    Command, CommandResult, DirectoryId, Entry, Envelope, Extent, Found, Image, LaneId, ObjectId, PartitionKey,
-    PlacementId, SessionId, StateMachine, StoreId, StreamId, TopicId,
+    Command, CommandResult, DirectoryId, Entry, Envelope, Extent, Found, Image, LaneId, ObjectId,
+    PartitionKey, PlacementId, SessionId, StateMachine, StoreId, StreamId, TopicId,
 };
 use isobar_store::compact_plan::{Inventory, Job, Limits};
 use isobar_store::plan::{self, Candidate};
@@ -212,13 +212,8 @@ impl Model {
         if partitions.is_empty() {
             return;
         }
-        let commit = CommitChunk {
-            stream: self.stream,
-            chunk: self.chunk,
-            acknowledged: 1,
-            partitions,
-            object: None,
-        };
+        let commit =
+            CommitChunk { stream: self.stream, chunk: self.chunk, acknowledged: 1, partitions, object: None };
         self.chunk += 1;
         let lane = lane_of(Durability::Wal, PlacementId::DEFAULT);
         let envelope =
@@ -253,7 +248,8 @@ impl Model {
                     // Ten records a batch, as produced: offsets are enough to know a batch by.
                     let offsets = (run.base_offset()..run.end_offset()).step_by(10);
                     let count = ((run.end_offset() - run.base_offset()) / 10).max(1) as u64;
-                    self.batches.insert((object, position), offsets.map(|offset| (offset, size / count)).collect());
+                    self.batches
+                        .insert((object, position), offsets.map(|offset| (offset, size / count)).collect());
                 }
                 runs.push(ObjectRun {
                     topic_id: run.key.topic_id,
@@ -404,7 +400,9 @@ impl Model {
         let mut moves = Vec::new();
         for shard in 0..image.shards() {
             for view in image.shard_partitions(shard) {
-                let Some(policy) = Policy::of(&image.topic(view.topic_id).unwrap().settings) else { continue };
+                let Some(policy) = Policy::of(&image.topic(view.topic_id).unwrap().settings) else {
+                    continue;
+                };
                 let mut walk = Walk::new(view, policy, image.time_ms());
                 let log_start = loop {
                     match walk.step(&written) {
