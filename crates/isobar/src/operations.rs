@@ -12,7 +12,7 @@ use isobar_metadata::{Command, CommandResult, DeletedTopic, TopicId};
 use isobar_protocol::Uuid;
 use isobar_protocol::error::ErrorCode;
 use isobar_store::fsck::{Finding, FsckOptions, FsckParts, Line, Summary, fsck};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -24,7 +24,7 @@ pub(crate) struct NodeOperations {
 }
 
 /// `POST /v1/fsck`.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct FsckCall {
     deep: bool,

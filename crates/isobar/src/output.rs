@@ -69,7 +69,7 @@ impl Output {
         for (index, line) in self.lines.iter().enumerate() {
             match line {
                 Line::Json(value) => writeln!(out, "{value}")?,
-                Line::Heading(_) | Line::Columns(_) if self.json && self.lines.len() > 1 => {}
+                Line::Heading(_) | Line::Columns(_) if self.json => {}
                 Line::Heading(text) => writeln!(out, "{text}")?,
                 Line::Columns(names) => {
                     widths = self.widths(names, index + 1);

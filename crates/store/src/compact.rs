@@ -33,7 +33,7 @@ use isobar_metadata::{Command, CommandResult, Image};
 use tokio::time::Instant;
 
 use crate::Bucket;
-use crate::cluster::Proposer;
+use crate::cluster::{JOBS_FEATURE_LEVEL, Proposer};
 use crate::metrics::JobLabels;
 use merge::{Merging, Pace, merge};
 use plan::{Inventory, Job, Limits};
@@ -135,6 +135,9 @@ impl Work {
 
     async fn round(&mut self) -> Ended {
         let image = self.proposer.image();
+        if image.feature_level() < JOBS_FEATURE_LEVEL {
+            return Ended::Nothing;
+        }
         let now = Instant::now();
         self.bad.retain(|_, until| *until > now);
         let objects = fingerprint(&image);

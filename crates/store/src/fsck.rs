@@ -290,6 +290,10 @@ impl Check<'_> {
         key: String,
         size_bytes: u64,
     ) -> Result<(), FsckError> {
+        // The deleter may have been at it between the listing and the image.
+        if matches!(self.parts.bucket.size(&key).await, Err(StoreError::NotFound(_))) {
+            return Ok(());
+        }
         let mut what = match kind {
             Kind::Deleted => "its id is deleted: a late PUT, or a delete that did not hold",
             Kind::Expired => "its id expired before any commit",

@@ -670,7 +670,7 @@ fn fsck_tells_what_is_wrong() {
     let (q, s, tell) = (quorum, store, done.clone());
     world.boot("n", |host| async move {
         let mut node = Node::start(host, q, Some(s.clone()), Acked::default(), 1).await.unwrap();
-        for n in 0..6_u8 {
+        for n in 0..5_u8 {
             let batches = [(PartitionKey::new(topic(1), i32::from(n % 3)), batch(n, 3000))];
             assert!(node.produce(&batches).await);
             node.uploader.drain().await;

@@ -12,10 +12,10 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use isobar_metadata::Image;
 use isobar_metadata::command::{CompactedRun, ObjectRun, ReplacedExtent};
 use isobar_metadata::ids::{ObjectId, PartitionKey};
 use isobar_metadata::record::{Extent, ObjectLocation};
+use isobar_metadata::{Image, PartitionView};
 use isobar_protocol::batch::{BatchHeader, HEADER_BYTES, verify_crc};
 use tokio::time::Instant;
 
@@ -193,11 +193,10 @@ async fn read_run(
         let Some(view) = merging.image.stored_view(run.key) else {
             return Err(Trouble::Bad(bad(true, "its topic is gone".to_owned())));
         };
-        let epoch_at = |offset| view.epoch_at(offset);
         let before = stamped.len();
         let mut tried_again = false;
         loop {
-            let read = read_extent(merging, sources, extent, location, &epoch_at, &mut stamped).await;
+            let read = read_extent(merging, sources, view, extent, &mut stamped).await;
             match read {
                 Ok(()) => break,
                 // Damage on the way passes, damage in the store does not.
@@ -222,11 +221,11 @@ async fn read_run(
 async fn read_extent(
     merging: &mut Merging<'_>,
     sources: &mut Sources,
+    view: &PartitionView,
     extent: &Extent,
-    location: ObjectLocation,
-    epoch_at: &dyn Fn(i64) -> i32,
     stamped: &mut Vec<Stamped>,
 ) -> Result<(), StoreError> {
+    let Some(location) = extent.object() else { return Ok(()) };
     let range = location.range();
     let damaged = |position: u64, why: String| StoreError::Damaged {
         key: object_key(location.object),
@@ -257,7 +256,7 @@ async fn read_extent(
             let why = format!("offsets {base_offset} to {last_offset}, where {next_offset} come next");
             return Err(damaged(position, why));
         }
-        stamped.push((batch, header, base_offset, epoch_at(base_offset)));
+        stamped.push((batch, header, base_offset, view.epoch_at(base_offset)));
         position += bytes;
         next_offset = last_offset + 1;
     }
