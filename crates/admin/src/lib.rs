@@ -2,16 +2,17 @@
 //!
 //! Owns: the listener and its connections, at most [`MAX_CONNECTIONS`] of them.
 //! Promises: answers `/metrics` (OpenMetrics text), `/healthz` (200 while the process can go on) and `/readyz` (200
-//! once clients are served), and never holds up the data path: a page is made from counters that are only read.
-//! May not know: Kafka.
+//! once clients are served), and never holds up the data path: a page is made from counters that are only read. Below `/v1/`
+//! it hands calls to the node's [`Operations`], whatever they are.
+//! May not know: Kafka, the store.
+
+mod operations;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
@@ -36,6 +37,10 @@ pub trait Health: Send + Sync + 'static {
     /// Refreshes gauges that are read rather than counted, before a metrics page is made.
     fn refresh(&self) {}
 }
+
+pub use operations::{Call, LINE_QUEUE, Operations, Reply};
+
+use operations::PageBody;
 
 /// Why the admin port could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -63,11 +68,12 @@ impl Admin {
         addr: &str,
         registry: Arc<Registry>,
         health: Arc<dyn Health>,
+        operations: Arc<dyn Operations>,
     ) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Listen { addr: addr.to_owned(), source };
         let listener = host.listen(addr).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        let pages = Arc::new(Pages { registry, health });
+        let pages = Arc::new(Pages { registry, health, operations });
         let spawner = host.clone();
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let task = host.spawn("admin.listen", async move {
@@ -106,13 +112,14 @@ impl Admin {
 struct Pages {
     registry: Arc<Registry>,
     health: Arc<dyn Health>,
+    operations: Arc<dyn Operations>,
 }
 
 impl Pages {
     async fn serve(self: Arc<Self>, conn: Conn) {
         let service = service_fn(move |request| {
             let pages = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(pages.answer(&request)) }
+            async move { Ok::<_, Infallible>(pages.answer(request).await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -124,7 +131,10 @@ impl Pages {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<PageBody> {
+        if request.uri().path().starts_with(operations::PREFIX) {
+            return operations::answer(&*self.operations, request).await;
+        }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return page(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n".to_owned());
         }
@@ -132,12 +142,12 @@ impl Pages {
             "/metrics" => self.metrics(),
             "/healthz" => verdict(self.health.alive()),
             "/readyz" => verdict(self.health.alive().and_then(|()| self.health.ready())),
-            "/" => page(StatusCode::OK, "text/plain", "isobar: /metrics /healthz /readyz\n".to_owned()),
+            "/" => page(StatusCode::OK, "text/plain", "isobar: /metrics /healthz /readyz /v1/\n".to_owned()),
             _ => page(StatusCode::NOT_FOUND, "text/plain", "try /metrics, /healthz or /readyz\n".to_owned()),
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    fn metrics(&self) -> Response<PageBody> {
         self.health.refresh();
         let mut text = String::new();
         match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
@@ -149,15 +159,15 @@ impl Pages {
     }
 }
 
-fn verdict(state: Result<(), String>) -> Response<Full<Bytes>> {
+fn verdict(state: Result<(), String>) -> Response<PageBody> {
     match state {
         Ok(()) => page(StatusCode::OK, "text/plain", "ok\n".to_owned()),
         Err(reason) => page(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{reason}\n")),
     }
 }
 
-fn page(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn page(status: StatusCode, kind: &'static str, body: String) -> Response<PageBody> {
+    let mut response = Response::new(PageBody::whole(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response

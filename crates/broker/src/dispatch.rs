@@ -10,7 +10,7 @@ use isobar_protocol::response::encode_response;
 
 use crate::Broker;
 use crate::connection::{Answer, Client};
-use crate::{cluster, configs, fetch, group, list_offsets, producer_ids, topics};
+use crate::{cluster, configs, delete_records, fetch, group, list_offsets, producer_ids, topics};
 
 /// Handles any request but a Produce, which the connection starts itself.
 pub(crate) async fn handle(broker: &Arc<Broker>, client: &Client, request: Request) -> Answer {
@@ -33,6 +33,7 @@ pub(crate) async fn handle(broker: &Arc<Broker>, client: &Client, request: Reque
         Body::OffsetForLeaderEpoch(body) => {
             Answer::of(&header, &list_offsets::for_leader_epoch(broker, body).await)
         }
+        Body::DeleteRecords(body) => Answer::of(&header, &delete_records::handle(broker, body).await),
         Body::InitProducerId(body) => Answer::of(&header, &producer_ids::init(broker, body).await),
         body => group::handle(broker, client, &header, body).await,
     }

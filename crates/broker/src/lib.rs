@@ -13,6 +13,7 @@ mod budget;
 mod cluster;
 mod configs;
 mod connection;
+mod delete_records;
 mod dispatch;
 mod fetch;
 mod group;
@@ -42,7 +43,7 @@ use isobar_metadata::{
 };
 use isobar_protocol::error::ErrorCode;
 use isobar_raft::{EffectStream, ProposeError, Quorum};
-use isobar_store::{ChunkStore, ChunkStoreParts, ObjectReader, ProposeFailed, Proposer};
+use isobar_store::{ChunkStore, ChunkStoreParts, IndexReader, ObjectReader, ProposeFailed, Proposer};
 use isobar_wal::Wal;
 
 pub use live::LiveImage;
@@ -116,6 +117,8 @@ pub(crate) struct Broker {
     pub(crate) image: Arc<LiveImage>,
     pub(crate) wal: Arc<dyn Wal>,
     pub(crate) objects: ObjectReader,
+    /// Opens index blocks of the same store.
+    pub(crate) index: IndexReader,
     pub(crate) home_store: StoreId,
     pub(crate) lanes: accumulator::Lanes,
     pub(crate) budget: budget::Budget,
@@ -195,6 +198,7 @@ impl RunningBroker {
             session,
             image: parts.image,
             wal: parts.wal,
+            index: IndexReader::new(parts.objects.clone()),
             objects: parts.objects,
             home_store: parts.home_store,
             lanes,
@@ -330,6 +334,14 @@ pub struct SessionProposer {
 impl Proposer for SessionProposer {
     fn image(&self) -> Image {
         self.image.snapshot()
+    }
+
+    async fn barrier(&self) -> Result<(), ProposeFailed> {
+        let index = self.session.barrier().await.map_err(|error| ProposeFailed(error.to_string()))?;
+        if self.image.at_least(index, BARRIER_PATIENCE).await {
+            return Ok(());
+        }
+        Err(ProposeFailed(format!("this node's image is behind index {index}")))
     }
 
     async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed> {

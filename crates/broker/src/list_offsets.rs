@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use isobar_metadata::{Found as Located, PartitionView};
+use isobar_metadata::{Extent, Found as Located, PartitionView};
 use isobar_protocol::TopicRef;
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType};
 use isobar_protocol::error::ErrorCode;
@@ -144,6 +144,35 @@ fn extents(view: &PartitionView, end: i64) -> impl Iterator<Item = Located<'_>> 
     })
 }
 
+/// An extent as far as it lies inside the log: first offset, one past the last, and the greatest timestamp it promises.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    from: i64,
+    to: i64,
+    max_timestamp_ms: i64,
+}
+
+/// The extents that were located, those of an index object each for itself.
+async fn stretches(
+    broker: &Arc<Broker>,
+    view: &Arc<PartitionView>,
+    end: i64,
+    located: Located<'_>,
+) -> Result<Vec<Stretch>, ErrorCode> {
+    let inside = |extent: &Extent| Stretch {
+        from: extent.base_offset.max(view.log_start),
+        to: extent.end_offset().min(end),
+        max_timestamp_ms: extent.max_timestamp_ms,
+    };
+    match located {
+        Located::Extent(extent) => Ok(vec![inside(extent)]),
+        Located::Indexed(pointer) => {
+            let block = read::indexed(broker, view.key(), pointer).await?;
+            Ok(block.extents.iter().map(inside).filter(|stretch| stretch.from < stretch.to).collect())
+        }
+    }
+}
+
 /// The first record, by offset, whose timestamp is at or after `timestamp_ms`.
 async fn first_at_or_after(
     broker: &Arc<Broker>,
@@ -151,16 +180,17 @@ async fn first_at_or_after(
     end: i64,
     timestamp_ms: i64,
 ) -> Result<Option<Found>, ErrorCode> {
-    let candidates: Vec<(i64, i64)> = extents(view, end)
-        .filter(|extent| extent.max_timestamp_ms() >= timestamp_ms)
-        .map(|extent| (extent.base_offset().max(view.log_start), extent.end_offset().min(end)))
-        .collect();
     // An extent may promise more than it holds inside the log: its largest timestamp may lie before the log start.
-    for (from, to) in candidates {
-        for batch in batches(broker, view, from, to).await? {
-            let found = search(&batch, from, |time| time >= timestamp_ms)?;
-            if let Some(found) = found.filter(|found| found.offset < end) {
-                return Ok(Some(found));
+    for located in extents(view, end).filter(|located| located.max_timestamp_ms() >= timestamp_ms) {
+        for stretch in stretches(broker, view, end, located).await? {
+            if stretch.max_timestamp_ms < timestamp_ms {
+                continue;
+            }
+            for batch in batches(broker, view, stretch.from, stretch.to).await? {
+                let found = search(&batch, stretch.from, |time| time >= timestamp_ms)?;
+                if let Some(found) = found.filter(|found| found.offset < end) {
+                    return Ok(Some(found));
+                }
             }
         }
     }
@@ -173,14 +203,17 @@ async fn newest(
     view: &Arc<PartitionView>,
     end: i64,
 ) -> Result<Option<Found>, ErrorCode> {
-    let mut best: Option<(i64, i64, i64)> = None;
-    for extent in extents(view, end) {
-        if best.is_none_or(|(newest, ..)| extent.max_timestamp_ms() > newest) {
-            let span = (extent.base_offset().max(view.log_start), extent.end_offset().min(end));
-            best = Some((extent.max_timestamp_ms(), span.0, span.1));
+    let mut best: Option<Located<'_>> = None;
+    for located in extents(view, end) {
+        if best.is_none_or(|best| located.max_timestamp_ms() > best.max_timestamp_ms()) {
+            best = Some(located);
         }
     }
-    let Some((_, from, to)) = best else { return Ok(None) };
+    let Some(best) = best else { return Ok(None) };
+    let stretches = stretches(broker, view, end, best).await?;
+    // The first of those with the largest.
+    let best = stretches.into_iter().rev().max_by_key(|stretch| stretch.max_timestamp_ms);
+    let Some(Stretch { from, to, .. }) = best else { return Ok(None) };
     let mut newest: Option<Found> = None;
     for batch in batches(broker, view, from, to).await? {
         let header = BatchHeader::parse(&batch).map_err(|_| ErrorCode::KafkaStorageError)?;

@@ -80,6 +80,11 @@ impl Session {
         }
     }
 
+    /// The index that a read barrier gives: whoever has applied it knows all that anyone was told before.
+    pub(crate) async fn barrier(&self) -> Result<u64, ProposeError> {
+        self.quorum.barrier().await
+    }
+
     /// Sends a command by the control lane until it is answered. Refusals of the lane itself come as
     /// [`CommandResult::Refused`].
     pub async fn propose(&self, command: Command) -> Result<CommandResult, ProposeError> {

@@ -64,6 +64,10 @@ pub(crate) enum Command {
     Recover(RecoverArgs),
     /// Show what is inside a journal, object or snapshot, in readable form. The broker need not run.
     Dump(DumpArgs),
+    /// Hold a running node's store against its metadata: objects that nothing refers to, and data that is missing or damaged.
+    ///
+    /// Ends with exit code 0 only if all is as it should be. It may run while clients write.
+    Fsck(FsckArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -155,6 +159,29 @@ pub(crate) struct Remote {
     pub(crate) json: bool,
 }
 
+/// Where a node's admin port is and how answers look.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AdminRemote {
+    /// Admin port of the node.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9644", env = "ISOBAR_ADMIN")]
+    pub(crate) admin: String,
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FsckArgs {
+    /// Read every object and check every byte; reads the whole store.
+    #[arg(long)]
+    pub(crate) deep: bool,
+    /// Delete objects whose ids expired, are deleted or were never granted; nothing else.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    #[command(flatten)]
+    pub(crate) remote: AdminRemote,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum TopicCommand {
     /// Create a topic.
@@ -198,12 +225,34 @@ pub(crate) enum TopicCommand {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Delete a topic and its records.
+    /// Delete a topic and its records. `isobar topic undelete` brings it back for a day (isobar.undelete.window.ms).
     Delete {
         /// The topic.
         name: String,
         #[command(flatten)]
         remote: Remote,
+    },
+    /// List deleted topics that can be brought back.
+    Deleted {
+        #[command(flatten)]
+        remote: AdminRemote,
+    },
+    /// Bring a deleted topic back: its records, offsets, configs and groups' offsets.
+    Undelete {
+        /// Its name, or its id where several of one name were deleted.
+        topic: String,
+        /// Bring it back under this name.
+        #[arg(long = "as", value_name = "NAME")]
+        rename: Option<String>,
+        #[command(flatten)]
+        remote: AdminRemote,
+    },
+    /// Give up a deleted topic before its time: it cannot be brought back any more.
+    Purge {
+        /// Its name, or its id where several of one name were deleted.
+        topic: String,
+        #[command(flatten)]
+        remote: AdminRemote,
     },
 }
 

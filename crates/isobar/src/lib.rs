@@ -1,7 +1,9 @@
 //! A whole node: every role wired together. The binary runs one, and the simulation runs the same one.
 
 mod archive;
+mod jobs;
 pub mod node;
+mod operations;
 mod recover;
 
 pub use recover::{Found, RecoverError, RecoverOptions, Recovered, find, recover};

@@ -1,9 +1,11 @@
 //! The `isobar` command.
 
+mod admin_client;
 mod cli;
 mod demo;
 mod dev;
 mod dump;
+mod fsck;
 mod group;
 mod output;
 mod records;
@@ -53,6 +55,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Group(command) => group::run(command).await,
             Command::Recover(args) => recover_command::run(args).await,
             Command::Dump(args) => dump::run(&args),
+            Command::Fsck(args) => fsck::run(args).await,
         }
     })
 }

@@ -37,9 +37,10 @@ use isobar_metadata::{ClusterFormat, Command, Envelope, Image, StoreId};
 use isobar_protocol::Uuid;
 use isobar_raft::archive::{ArchiveOptions, Archiver, Status};
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
+use isobar_store::fsck::FsckParts;
 use isobar_store::{
     BlockCache, Bucket, BucketOptions, ClaimError, ClaimGuard, Deleter, DeleterOptions, DiskCache,
-    DiskCacheOptions, MemoryCache, ObjectReader, Proposer, StoreError, StoreMetrics, Uploader,
+    DiskCacheOptions, IndexReader, MemoryCache, ObjectReader, Proposer, StoreError, StoreMetrics, Uploader,
     UploaderOptions, UploaderParts,
 };
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
@@ -50,6 +51,9 @@ use prometheus_client::registry::{Registry, Unit};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::StoreArchive;
+pub use crate::jobs::JobOptions;
+use crate::jobs::Jobs;
+use crate::operations::NodeOperations;
 
 /// Marks a directory that a recovery is making.
 pub(crate) const RECOVERING: &str = "RECOVERING";
@@ -109,6 +113,8 @@ pub struct NodeOptions {
     pub archive: ArchiveOptions,
     /// When objects that nothing refers to are deleted.
     pub deleter: DeleterOptions,
+    /// Retention, compaction, index objects.
+    pub jobs: JobOptions,
 }
 
 impl NodeOptions {
@@ -130,6 +136,7 @@ impl NodeOptions {
             archive_lag_bytes: 512 << 20,
             archive: ArchiveOptions::default(),
             deleter: DeleterOptions::default(),
+            jobs: JobOptions::default(),
         }
     }
 }
@@ -192,6 +199,7 @@ pub struct Node {
     uploader: Arc<OnceLock<Uploader>>,
     deleter: Deleter,
     archiver: Archiver,
+    jobs: Jobs,
     admin: Option<Admin>,
     disk_cache: Option<DiskCache>,
     store_metrics: StoreMetrics,
@@ -230,6 +238,9 @@ impl Node {
             None => Arc::new(memory),
         };
 
+        let objects = ObjectReader::new(bucket.clone(), cache);
+        let index = IndexReader::new(objects.clone());
+
         let metrics = Arc::new(Metrics::default());
         metrics.register(&mut registry);
         let live = Arc::new(LiveImage::new(image, Arc::clone(&metrics)));
@@ -241,7 +252,7 @@ impl Node {
             image: Arc::clone(&live),
             wal: Arc::new(wal.clone()),
             directory: wal.directory(),
-            objects: ObjectReader::new(bucket.clone(), cache),
+            objects,
             home_store: STORE,
             metrics,
             on_appended: Arc::new(move |bytes| {
@@ -254,8 +265,17 @@ impl Node {
         let proposer: Arc<dyn Proposer> = Arc::new(broker.proposer());
         let _ =
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
-        let deleter = Deleter::start(host, bucket, Some(guard), proposer, options.deleter.clone());
-        let admin = start_admin(host, &options, registry, &broker, &archiver).await?;
+        let jobs = Jobs::start(host, STORE, &bucket, &proposer, index.clone(), &options.jobs);
+        let deleter = Deleter::start(
+            host,
+            bucket.clone(),
+            Some(guard),
+            Arc::clone(&proposer),
+            options.deleter.clone(),
+        );
+        let fsck = FsckParts { host: host.clone(), bucket, proposer, index };
+        let operations = Arc::new(NodeOperations { host: host.clone(), fsck, store: STORE });
+        let admin = start_admin(host, &options, registry, &broker, &archiver, operations).await?;
         Ok(Self {
             broker,
             quorum,
@@ -263,6 +283,7 @@ impl Node {
             uploader,
             deleter,
             archiver,
+            jobs,
             admin,
             disk_cache,
             store_metrics,
@@ -333,6 +354,7 @@ impl Node {
         if let Some(admin) = &self.admin {
             admin.stop();
         }
+        self.jobs.stop().await;
         self.deleter.stop().await;
         if tokio::time::timeout(ARCHIVE_PATIENCE, self.archiver.flush()).await.is_err() {
             tracing::warn!(
@@ -549,11 +571,12 @@ async fn start_admin(
     mut registry: Registry,
     broker: &Arc<RunningBroker>,
     archiver: &Archiver,
+    operations: Arc<NodeOperations>,
 ) -> Result<Option<Admin>, NodeError> {
     let Some(addr) = &options.admin else { return Ok(None) };
     registry.register_collector(Box::new(ProcessUsage { host: host.clone() }));
     let health = Arc::new(NodeHealth { broker: Arc::clone(broker), lost: archiver.lost() });
-    Ok(Some(Admin::start(host, addr, Arc::new(registry), health).await?))
+    Ok(Some(Admin::start(host, addr, Arc::new(registry), health, operations).await?))
 }
 
 struct NodeHealth {

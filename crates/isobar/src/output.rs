@@ -34,7 +34,11 @@ enum Line {
 
 impl Output {
     pub(crate) fn new(remote: &Remote) -> Self {
-        Self { json: remote.json, lines: Vec::new() }
+        Self::of(remote.json)
+    }
+
+    pub(crate) fn of(json: bool) -> Self {
+        Self { json, lines: Vec::new() }
     }
 
     /// A line above a table; not in JSON.
@@ -65,7 +69,7 @@ impl Output {
         for (index, line) in self.lines.iter().enumerate() {
             match line {
                 Line::Json(value) => writeln!(out, "{value}")?,
-                Line::Heading(_) | Line::Columns(_) if self.json && self.lines.len() > 1 => {}
+                Line::Heading(_) | Line::Columns(_) if self.json => {}
                 Line::Heading(text) => writeln!(out, "{text}")?,
                 Line::Columns(names) => {
                     widths = self.widths(names, index + 1);

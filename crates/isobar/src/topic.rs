@@ -5,7 +5,8 @@ use isobar_host::Host;
 use serde_json::json;
 
 use crate::Failure;
-use crate::cli::{Remote, TopicCommand};
+use crate::admin_client::ask;
+use crate::cli::{AdminRemote, Remote, TopicCommand};
 use crate::output::{Output, connect};
 
 pub(crate) async fn run(command: TopicCommand) -> Result<(), Failure> {
@@ -26,6 +27,48 @@ pub(crate) async fn run(command: TopicCommand) -> Result<(), Failure> {
             }
             Output::new(&remote).done(&format!("deleted topic {name}"), json!({ "deleted": name }))
         }
+        TopicCommand::Deleted { remote } => deleted(&host, &remote).await,
+        TopicCommand::Undelete { topic, rename, remote } => {
+            let asked = json!({ "topic": topic, "name": rename });
+            let answer = ask(&host, &remote, "/v1/topics/undelete", Some(asked)).await?;
+            let name = answer["undeleted"].as_str().unwrap_or(&topic).to_owned();
+            Output::of(remote.json).done(&format!("topic {name} is back"), answer)
+        }
+        TopicCommand::Purge { topic, remote } => {
+            let answer = ask(&host, &remote, "/v1/topics/purge", Some(json!({ "topic": topic }))).await?;
+            Output::of(remote.json).done(&format!("topic {topic} is gone"), answer)
+        }
+    }
+}
+
+async fn deleted(host: &Host, remote: &AdminRemote) -> Result<(), Failure> {
+    let answer = ask(host, remote, "/v1/topics/deleted", None).await?;
+    let now_ms = answer["time_ms"].as_i64().unwrap_or(0);
+    let mut output = Output::of(remote.json);
+    output.columns(&["TOPIC", "PARTITIONS", "DELETED AGO", "GONE IN", "ID"]);
+    for topic in answer["topics"].as_array().into_iter().flatten() {
+        let time = |name: &str| topic[name].as_i64().unwrap_or(0);
+        let text = |name: &str| topic[name].as_str().unwrap_or_default().to_owned();
+        let row = [
+            text("name"),
+            topic["partitions"].to_string(),
+            span(now_ms - time("deleted_ms")),
+            span(time("purge_ms") - now_ms),
+            text("id"),
+        ];
+        output.row(&row, topic.clone());
+    }
+    output.end()
+}
+
+/// A length of time for a person.
+fn span(ms: i64) -> String {
+    let seconds = ms.max(0) / 1000;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..172_800 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 

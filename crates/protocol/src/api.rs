@@ -74,6 +74,7 @@ api_table! {
     ApiVersions = 18, 0..=4, advertised 0, flexible 3;
     CreateTopics = 19, 2..=7, advertised 2, flexible 5;
     DeleteTopics = 20, 1..=6, advertised 1, flexible 4;
+    DeleteRecords = 21, 0..=2, advertised 0, flexible 2;
     InitProducerId = 22, 0..=5, advertised 0, flexible 2;
     OffsetForLeaderEpoch = 23, 2..=4, advertised 2, flexible 4;
     DescribeConfigs = 32, 1..=4, advertised 1, flexible 4;

@@ -109,6 +109,7 @@ pub(crate) const fn request(api: ApiKey) -> &'static Layout {
         ApiKey::ApiVersions => &API_VERSIONS,
         ApiKey::CreateTopics => &CREATE_TOPICS,
         ApiKey::DeleteTopics => &DELETE_TOPICS,
+        ApiKey::DeleteRecords => &DELETE_RECORDS,
         ApiKey::InitProducerId => &INIT_PRODUCER_ID,
         ApiKey::OffsetForLeaderEpoch => &OFFSET_FOR_LEADER_EPOCH,
         ApiKey::DescribeConfigs => &DESCRIBE_CONFIGS,
@@ -175,6 +176,17 @@ static METADATA: Layout = layout!(
     since(4, BOOL),       // allow auto topic creation
     between(8, 10, BOOL), // include cluster authorized operations
     since(8, BOOL),       // include topic authorized operations
+);
+
+static DELETE_RECORDS: Layout = layout!(
+    all(array::<delete_records_request::DeleteRecordsTopic>(structure!(
+        all(STR),
+        all(array::<delete_records_request::DeleteRecordsPartition>(structure!(
+            all(I32), // partition
+            all(I64), // offset
+        ))),
+    ))),
+    all(I32), // timeout
 );
 
 static OFFSET_COMMIT: Layout = layout!(

@@ -107,6 +107,9 @@ fn samples() -> Vec<Bytes> {
     every_version(&mut out, &DeleteTopicsRequest::default().with_topic_names(topics(3)));
     let state = delete_topics_request::DeleteTopicState::default();
     every_version(&mut out, &DeleteTopicsRequest::default().with_topics(vec![state; 3]));
+    let records = delete_records_request::DeleteRecordsTopic::default()
+        .with_partitions(vec![delete_records_request::DeleteRecordsPartition::default(); 3]);
+    every_version(&mut out, &DeleteRecordsRequest::default().with_topics(vec![records; 2]));
     let epochs = offset_for_leader_epoch_request::OffsetForLeaderTopic::default()
         .with_partitions(vec![offset_for_leader_epoch_request::OffsetForLeaderPartition::default(); 3]);
     every_version(&mut out, &OffsetForLeaderEpochRequest::default().with_topics(vec![epochs; 2]));

@@ -24,6 +24,12 @@ use crate::StoreError;
 use crate::directory::{Directory, WriteFailure};
 use crate::metrics::{OpLabels, RequestLabels, StoreMetrics};
 
+mod listing;
+mod stream;
+
+pub use listing::ListedObject;
+pub use stream::PutStream;
+
 /// Deadlines and patience.
 #[derive(Debug, Clone)]
 pub struct BucketOptions {

@@ -16,6 +16,9 @@ use crate::plan::PlannedRun;
 /// Batches between two looks at whether other tasks want to run.
 const YIELD_AFTER: usize = 2048;
 
+/// A run ends at this length: a reader walks it from its start.
+pub(crate) const MAX_RUN_BYTES: u64 = 8 << 20;
+
 /// A run that was left out.
 pub(crate) struct BadRun {
     pub(crate) key: PartitionKey,
@@ -43,7 +46,7 @@ pub(crate) async fn build(
 ) -> Built {
     let mut bad = Vec::new();
     let read = read_all(wal, &runs, &mut bad).await;
-    let mut builder = ObjectBuilder::new(cluster_id, object, now_ms);
+    let mut builder = ObjectBuilder::new(cluster_id, object, now_ms).with_max_run_bytes(MAX_RUN_BYTES);
     let mut since_yield = 0;
     for ((run, view), extents) in runs.iter().zip(read) {
         let Some(extents) = extents else { continue };
@@ -161,7 +164,7 @@ fn stamped<'a>(
     Ok(stamped)
 }
 
-fn final_bytes(batch: &Bytes, extent: &Extent) -> Result<(Bytes, BatchHeader), String> {
+pub(crate) fn final_bytes(batch: &Bytes, extent: &Extent) -> Result<(Bytes, BatchHeader), String> {
     let header = BatchHeader::parse(batch).map_err(|error| error.to_string())?;
     if header.total_bytes() != batch.len() || header.last_offset_delta < 0 {
         return Err("a batch's length or offsets do not fit".to_owned());

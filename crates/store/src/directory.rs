@@ -34,6 +34,10 @@ use bytes::Bytes;
 use isobar_host::{BufferPool, Disk, DiskFile, Host, Open};
 use parking_lot::Mutex;
 
+mod staged;
+
+pub(crate) use staged::Staged;
+
 /// Length of one direct write.
 const PIECE_BYTES: usize = 1 << 20;
 /// Buffers kept for reuse: some blocks' reads and writes under way.
@@ -169,8 +173,15 @@ impl Inner {
             let _ = self.disk.remove(&staged);
             return Err(WriteFailure::DidNotHappen(error));
         }
+        self.publish(&staged, path)
+    }
+
+    /// Gives a synced file its name, durably.
+    fn publish(&self, staged: &Path, path: &Path) -> Result<(), WriteFailure> {
+        let dir = path.parent().unwrap_or(&self.root);
+        self.make_durable_dir(dir).map_err(WriteFailure::DidNotHappen)?;
         self.host.crash_point("store.after_sync");
-        self.disk.rename(&staged, path).map_err(WriteFailure::MayHaveHappened)?;
+        self.disk.rename(staged, path).map_err(WriteFailure::MayHaveHappened)?;
         self.host.crash_point("store.after_rename");
         if self.host.sabotaged("object-not-synced") {
             return Ok(());

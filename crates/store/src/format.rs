@@ -88,7 +88,10 @@ struct FooterProto {
     body_bytes: u64,
     #[prost(message, repeated, tag = "5")]
     runs: Vec<RunProto>,
-    #[prost(message, optional, tag = "6")]
+    /// Of an index object, which has no runs.
+    #[prost(message, repeated, tag = "6")]
+    blocks: Vec<BlockProto>,
+    #[prost(message, optional, tag = "7")]
     origin: Option<Origin>,
 }
 
@@ -104,6 +107,23 @@ pub struct Origin {
     /// The commit's number in the lane.
     #[prost(uint64, tag = "3")]
     pub number: u64,
+}
+
+/// A block of an index object.
+#[derive(Clone, PartialEq, Message)]
+struct BlockProto {
+    #[prost(bytes = "vec", tag = "1")]
+    topic_id: Vec<u8>,
+    #[prost(int32, tag = "2")]
+    partition: i32,
+    #[prost(int64, tag = "3")]
+    first_offset: i64,
+    #[prost(int64, tag = "4")]
+    last_offset: i64,
+    #[prost(uint64, tag = "5")]
+    start: u64,
+    #[prost(uint64, tag = "6")]
+    bytes: u64,
 }
 
 /// Columns have one value a batch.
@@ -185,6 +205,9 @@ pub struct ObjectBuilder {
     arena: BytesMut,
     body_bytes: u64,
     runs: Vec<Run>,
+    /// Bytes at which a run ends though its next batch follows.
+    max_run_bytes: u64,
+    run_ended: bool,
 }
 
 impl ObjectBuilder {
@@ -199,12 +222,30 @@ impl ObjectBuilder {
             arena: BytesMut::new(),
             body_bytes: 0,
             runs: Vec::new(),
+            max_run_bytes: u64::MAX,
+            run_ended: false,
         }
     }
 
     /// An empty object for a chunk, whose batches are pushed with [`push_raw`](Self::push_raw).
     pub fn of_chunk(cluster_id: String, object: ObjectId, created_ms: i64, origin: Origin) -> Self {
         Self { origin: Some(origin), ..Self::new(cluster_id, object, created_ms) }
+    }
+
+    /// Ends a run once it has this many bytes: a reader walks a run from its start.
+    pub fn with_max_run_bytes(self, max_run_bytes: u64) -> Self {
+        Self { max_run_bytes, ..self }
+    }
+
+    /// The next batch begins a run, whatever it is.
+    pub fn end_run(&mut self) {
+        self.run_ended = true;
+    }
+
+    /// The bytes so far, but for what was taken already: so that an object need not be in memory as a whole.
+    pub fn take_parts(&mut self) -> Vec<Bytes> {
+        self.flush();
+        std::mem::take(&mut self.parts)
     }
 
     /// Bytes of all runs so far.
@@ -271,7 +312,12 @@ impl ObjectBuilder {
             head_crc,
         };
         match self.runs.last_mut() {
-            Some(run) if run.key == key && run.last_offset + 1 == base_offset => {
+            Some(run)
+                if run.key == key
+                    && run.last_offset + 1 == base_offset
+                    && !self.run_ended
+                    && run.range.end - run.range.start < self.max_run_bytes =>
+            {
                 run.last_offset = last_offset;
                 run.max_timestamp_ms = run.max_timestamp_ms.max(header.max_timestamp_ms);
                 run.range.end += bytes as u64;
@@ -286,6 +332,7 @@ impl ObjectBuilder {
                 batches: vec![entry],
             }),
         }
+        self.run_ended = false;
         self.body_bytes += bytes as u64;
     }
 
@@ -312,6 +359,7 @@ impl ObjectBuilder {
             body_bytes: self.body_bytes,
             runs: self.runs.iter().map(run_proto).collect(),
             origin: self.origin,
+            blocks: Vec::new(),
         }
         .encode_to_vec();
         self.flush();
@@ -410,6 +458,59 @@ pub struct Footer {
     pub runs: Vec<Run>,
     /// The chunk it holds, if it is of the class `object`: offsets count from 0 in each run then.
     pub origin: Option<Origin>,
+    /// Of an index object, which has no runs: [`isobar_metadata::index_block`]s, in order of their bytes.
+    pub blocks: Vec<Block>,
+}
+
+/// Where a block lies in an index object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Whose extents it lists.
+    pub key: PartitionKey,
+    /// First offset of them.
+    pub first_offset: i64,
+    /// Last offset, inclusive.
+    pub last_offset: i64,
+    /// Bytes in the object.
+    pub range: Range<u64>,
+}
+
+/// The bytes of an index object, and where the blocks lie in it.
+pub fn index_object(
+    cluster_id: String,
+    object: ObjectId,
+    created_ms: i64,
+    blocks: Vec<(PartitionKey, i64, i64, Bytes)>,
+) -> (Vec<Bytes>, Vec<Block>) {
+    let (mut parts, mut placed, mut start) = (Vec::with_capacity(blocks.len() + 2), Vec::new(), 0);
+    for (key, first_offset, last_offset, bytes) in blocks {
+        let range = start..start + bytes.len() as u64;
+        start = range.end;
+        placed.push(Block { key, first_offset, last_offset, range });
+        parts.push(bytes);
+    }
+    let proto = |block: &Block| BlockProto {
+        topic_id: block.key.topic_id.bytes().to_vec(),
+        partition: block.key.partition,
+        first_offset: block.first_offset,
+        last_offset: block.last_offset,
+        start: block.range.start,
+        bytes: block.range.end - block.range.start,
+    };
+    let footer = FooterProto {
+        cluster_id,
+        object_id: object.0,
+        created_ms,
+        body_bytes: start,
+        runs: Vec::new(),
+        blocks: placed.iter().map(proto).collect(),
+        origin: None,
+    }
+    .encode_to_vec();
+    let trailer = encode_trailer(&footer, VERSION);
+    parts.push(Bytes::from(footer));
+    parts.push(Bytes::copy_from_slice(&trailer));
+    (parts, placed)
 }
 
 impl Footer {
@@ -429,6 +530,17 @@ impl Footer {
             end = run.range.end;
             runs.push(run);
         }
+        let mut blocks = Vec::with_capacity(proto.blocks.len());
+        for block in &proto.blocks {
+            let range = end..end.checked_add(block.bytes).ok_or_else(|| damaged("length"))?;
+            if block.start != end {
+                return Err(damaged("blocks are not back to back"));
+            }
+            end = range.end;
+            let key = PartitionKey::new(TopicId::from(id_bytes(&block.topic_id)?), block.partition);
+            let (first_offset, last_offset) = (block.first_offset, block.last_offset);
+            blocks.push(Block { key, first_offset, last_offset, range });
+        }
         if end != proto.body_bytes {
             return Err(damaged("runs do not fill the body"));
         }
@@ -439,6 +551,7 @@ impl Footer {
             body_bytes: proto.body_bytes,
             runs,
             origin: proto.origin,
+            blocks,
         })
     }
 

@@ -29,6 +29,13 @@ pub struct OpLabels {
     pub op: &'static str,
 }
 
+/// Labels of a background job.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct JobLabels {
+    /// `uploads`, `dead`, `single`, `small` (compactions), `compact`, `index`.
+    pub job: &'static str,
+}
+
 /// All metrics of stores, uploads and the block cache. A clone counts into the same.
 #[derive(Debug, Clone)]
 pub struct StoreMetrics {
@@ -52,6 +59,16 @@ pub struct StoreMetrics {
     pub dead_runs: Counter,
     /// Batches whose bytes were not where metadata says, twice in a row. An alarm.
     pub lost_batches: Counter,
+    /// Background jobs done, by kind.
+    pub jobs: Family<JobLabels, Counter>,
+    /// Jobs that came to nothing and are planned again, by kind.
+    pub failed_jobs: Family<JobLabels, Counter>,
+    /// Bytes of batches in compacted objects.
+    pub compacted_bytes: Counter,
+    /// Partitions whose log start retention moved.
+    pub retained_partitions: Counter,
+    /// Extents that went into index objects.
+    pub indexed_extents: Counter,
     /// Objects deleted.
     pub deleted: Counter,
     /// Blocks served from the cache.
@@ -96,6 +113,11 @@ impl Default for StoreMetrics {
             failed_uploads: Counter::default(),
             dead_runs: Counter::default(),
             lost_batches: Counter::default(),
+            jobs: Family::default(),
+            failed_jobs: Family::default(),
+            compacted_bytes: Counter::default(),
+            retained_partitions: Counter::default(),
+            indexed_extents: Counter::default(),
             deleted: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
@@ -121,6 +143,21 @@ impl StoreMetrics {
         store.register_with_unit("latency", "Time of an attempt", Unit::Seconds, self.latency.clone());
         store.register("deleted_objects", "Objects deleted", self.deleted.clone());
         self.register_cache(registry.sub_registry_with_prefix("isobar_cache"));
+        let job = registry.sub_registry_with_prefix("isobar_job");
+        job.register("done", "Background jobs done", self.jobs.clone());
+        job.register("failures", "Background jobs that will be planned again", self.failed_jobs.clone());
+        job.register_with_unit(
+            "compacted",
+            "Bytes of batches in compacted objects",
+            Unit::Bytes,
+            self.compacted_bytes.clone(),
+        );
+        job.register("indexed_extents", "Extents moved to index objects", self.indexed_extents.clone());
+        job.register(
+            "retained_partitions",
+            "Partitions whose log start retention moved",
+            self.retained_partitions.clone(),
+        );
         let upload = registry.sub_registry_with_prefix("isobar_upload");
         upload.register_with_unit(
             "waiting",

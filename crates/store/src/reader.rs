@@ -194,6 +194,35 @@ impl ObjectReader {
         Walk::new(self, &run, None).read(offset, max_bytes).await
     }
 
+    /// Any bytes of an object, not checked: the caller knows their CRC.
+    pub(crate) async fn bytes(&self, object: ObjectId, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let mut bytes = BytesMut::new();
+        let mut position = range.start;
+        while position < range.end {
+            let number = u32::try_from(position / BLOCK_BYTES).unwrap_or(u32::MAX);
+            let block = self.block(object, number).await?;
+            let at = (position % BLOCK_BYTES) as usize;
+            let wanted = (range.end - position) as usize;
+            let found = block.bytes().get(at..).unwrap_or_default();
+            if found.is_empty() {
+                let why = format!("the object is shorter than metadata says (bytes {range:?})");
+                return Err(StoreError::Damaged { key: object_key(object), why });
+            }
+            let found = &found[..found.len().min(wanted)];
+            bytes.extend_from_slice(found);
+            position += found.len() as u64;
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// Fetches these bytes from the store when they are next asked for.
+    pub(crate) fn forget(&self, object: ObjectId, range: Range<u64>) {
+        for number in range.start / BLOCK_BYTES..=range.end.saturating_sub(1) / BLOCK_BYTES {
+            let block = u32::try_from(number).unwrap_or(u32::MAX);
+            self.cache.evict(BlockKey { object, block });
+        }
+    }
+
     async fn block(&self, object: ObjectId, block: u32) -> Result<Arc<Block>, StoreError> {
         self.cache.get(BlockKey { object, block }, &self.source).await
     }

@@ -25,9 +25,12 @@ use isobar_metadata::{
 };
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, verify_crc};
 use isobar_store::format::Footer;
+use isobar_store::fsck::{FsckOptions, FsckParts, Kind, Line, Summary, fsck};
 use isobar_store::{
-    Bucket, BucketOptions, Deleter, DeleterOptions, MemoryCache, ObjectReader, ProposeFailed, Proposer,
-    ReadObject, StoreMetrics, Uploader, UploaderOptions, UploaderParts,
+    Bucket, BucketOptions, Compactor, CompactorOptions, Deleter, DeleterOptions, IndexReader, Indexer,
+    IndexerOptions, MemoryCache, ObjectReader, ProposeFailed, Proposer, ReadObject, Retainer,
+    RetainerOptions, RetainerParts, StoreMetrics, Uploader, UploaderOptions, UploaderParts, compact_plan,
+    index_plan,
 };
 use isobar_testkit::bucket::{Bucket as SimBucket, FaultPlan};
 use isobar_wal::conformance::{append, batch, chunk};
@@ -67,8 +70,12 @@ impl Quorum {
             configs,
             placement: PlacementId::DEFAULT,
         };
-        let stamped = BTreeMap::from([("message.timestamp.type".to_owned(), "LogAppendTime".to_owned())]);
-        let topics = vec![new(1, BTreeMap::new()), new(2, stamped)];
+        // Producers' timestamps are of 1970; and gone at once, once they are deleted.
+        let config = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let kept = BTreeMap::from([config("retention.ms", "-1"), config("isobar.undelete.window.ms", "0")]);
+        let mut stamped = kept.clone();
+        stamped.insert("message.timestamp.type".to_owned(), "LogAppendTime".to_owned());
+        let topics = vec![new(1, kept), new(2, stamped)];
         quorum.control(Command::CreateTopics(CreateTopics { topics, validate_only: false }));
         quorum
     }
@@ -131,6 +138,10 @@ impl Proposer for Quorum {
         self.state.lock().0.image()
     }
 
+    async fn barrier(&self) -> Result<(), ProposeFailed> {
+        Ok(())
+    }
+
     async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let result = self.control(command);
@@ -154,7 +165,11 @@ struct Node {
     next: u64,
     uploader: Uploader,
     _deleter: Deleter,
+    _compactor: Compactor,
+    _indexer: Indexer,
+    _retainer: Retainer,
     reader: ObjectReader,
+    index: IndexReader,
     acked: Acked,
 }
 
@@ -173,6 +188,33 @@ fn bucket_options() -> BucketOptions {
         get_total: Duration::from_secs(8),
         ..BucketOptions::default()
     }
+}
+
+/// Small enough that a few hundred batches go all the way.
+fn compactor_options() -> CompactorOptions {
+    let limits = compact_plan::Limits {
+        merge_bytes: 150 << 10,
+        merge_objects: 6,
+        single_min_bytes: 200 << 10,
+        single_max_bytes: 400 << 10,
+        run_bytes: 32 << 10,
+        dead_slack_bytes: 100 << 10,
+        ..compact_plan::Limits::default()
+    };
+    let interval = Duration::from_millis(40);
+    CompactorOptions { interval, bytes_per_s: 100 << 20, limits, ..CompactorOptions::default() }
+}
+
+fn indexer_options() -> IndexerOptions {
+    let limits = index_plan::Limits {
+        list_extents: 6,
+        keep_extents: 2,
+        block_extents: 4,
+        settle_ms: 500,
+        settled_bytes: 1,
+        blocks: 100,
+    };
+    IndexerOptions { interval: Duration::from_millis(60), limits, ..IndexerOptions::default() }
 }
 
 impl Node {
@@ -217,9 +259,29 @@ impl Node {
             grace: Duration::from_secs(5),
             repeat: Duration::from_secs(60),
         };
-        let deleter = Deleter::start(&host, bucket.clone(), None, proposer, deleter);
-        let reader = ObjectReader::new(bucket, Arc::new(MemoryCache::new(&host, 4 << 20, metrics)));
-        Some(Self { host, quorum, replica, stream, next: 0, uploader, _deleter: deleter, reader, acked })
+        let deleter = Deleter::start(&host, bucket.clone(), None, Arc::clone(&proposer), deleter);
+        let reader =
+            ObjectReader::new(bucket.clone(), Arc::new(MemoryCache::new(&host, 4 << 20, metrics.clone())));
+        let index = IndexReader::new(reader.clone());
+        let compactor = Compactor::start(&host, bucket.clone(), Arc::clone(&proposer), compactor_options());
+        let indexer = Indexer::start(&host, bucket, Arc::clone(&proposer), indexer_options());
+        let parts = RetainerParts { host: host.clone(), proposer, index: index.clone(), metrics };
+        let retainer = Retainer::start(parts, RetainerOptions { interval: Duration::from_millis(500) });
+        Some(Self {
+            host,
+            quorum,
+            replica,
+            stream,
+            next: 0,
+            uploader,
+            _deleter: deleter,
+            _compactor: compactor,
+            _indexer: indexer,
+            _retainer: retainer,
+            reader,
+            index,
+            acked,
+        })
     }
 
     /// Sends one chunk of these batches; false if it did not become durable.
@@ -313,8 +375,13 @@ impl Node {
 
     async fn read(&self, key: PartitionKey, offset: i64) -> Result<(Bytes, i64, bool, i64), String> {
         let image = self.quorum.image();
-        let extent = image.view(key).unwrap().locate(offset, &[]).and_then(Found::extent).cloned();
-        let extent = extent.ok_or("no extent")?;
+        let extent = match image.view(key).unwrap().locate(offset, &[]) {
+            Some(Found::Extent(extent)) => extent.clone(),
+            Some(Found::Indexed(pointer)) => {
+                self.index.resolve(key, pointer, offset).await.map_err(|error| error.to_string())?
+            }
+            None => return Err("no extent".to_owned()),
+        };
         match extent.location().clone() {
             Location::Wal(wal) => {
                 let read = self.replica.read(wal.stream, wal.chunk, wal.ordinals()).await;
@@ -403,6 +470,7 @@ async fn aftermath(node: Option<Node>, counts: Arc<Mutex<Counts>>) {
         footer.verify_body(&bytes).unwrap();
         assert_eq!((footer.object, footer.cluster_id.as_str()), (record.object, "clusterclusterclusterc"));
     }
+    assert!(check_store(&node, true).await.is_clean());
     // A deleted topic's objects are deleted, and those that never were committed.
     node.quorum.control(Command::DeleteTopics(DeleteTopics { topic_ids: vec![topic(1), topic(2)] }));
     node.quorum.control(Command::PurgeTopics(PurgeTopics { topic_ids: vec![topic(1), topic(2)] }));
@@ -435,6 +503,46 @@ async fn aftermath(node: Option<Node>, counts: Arc<Mutex<Counts>>) {
     counts.lock().lives = u64::MAX;
 }
 
+/// Where a node dies between two steps of an object's life.
+const POINTS: [&str; 12] = [
+    "upload.after_read",
+    "upload.after_put",
+    "upload.after_commit",
+    "compact.planned",
+    "compact.granted",
+    "compact.after_put",
+    "compact.after_commit",
+    "index.before_put",
+    "index.after_put",
+    "index.after_commit",
+    "delete.before_report",
+    "store.after_sync",
+];
+
+/// `fsck` while everything goes on; what it finds beside, it panics over.
+async fn check_store(node: &Node, deep: bool) -> Summary {
+    let (tell, mut told) = tokio::sync::mpsc::channel(16);
+    let parts = FsckParts {
+        host: node.host.clone(),
+        bucket: node.reader.bucket().clone(),
+        proposer: node.quorum.clone(),
+        index: node.index.clone(),
+    };
+    let options = FsckOptions { store: isobar_metadata::StoreId(1), deep, repair: false };
+    let reader = async {
+        let mut findings = Vec::new();
+        while let Some(line) = told.recv().await {
+            if let Line::Finding(finding) = line {
+                findings.push(finding);
+            }
+        }
+        findings
+    };
+    let (summary, findings) = tokio::join!(fsck(&parts, options, tell), reader);
+    assert!(findings.is_empty(), "{findings:#?}");
+    summary.unwrap()
+}
+
 fn storm(
     seed: u64,
     store: Option<SimBucket>,
@@ -459,10 +567,7 @@ fn storm(
         if life % 2 == 1 {
             world.arm("n", 60 + world.below(900));
         } else {
-            world.arm_point(
-                "n",
-                ["upload.after_read", "upload.after_put", "upload.after_commit"][(seed % 3) as usize],
-            );
+            world.arm_point("n", POINTS[((seed + life) % POINTS.len() as u64) as usize]);
         }
         if !step_until(&mut world, || *done.lock()) {
             died += 1;
@@ -500,6 +605,9 @@ fn nothing_acknowledged_is_lost_on_the_way_to_a_directory() {
         "upload.after_read",
         "upload.after_put",
         "upload.after_commit",
+        "compact.after_put",
+        "compact.after_commit",
+        "index.after_commit",
         "store.after_rename",
         "wal.after_sync",
     ] {
@@ -548,4 +656,82 @@ fn a_store_outage_stops_uploads_and_loses_nothing() {
         *tell.lock() = true;
     });
     assert!(step_until(&mut world, || *done.lock()));
+}
+
+/// What `fsck` finds in a bucket that somebody has been at, and what it mends.
+#[test]
+fn fsck_tells_what_is_wrong() {
+    let store = SimBucket::new(5, FaultPlan::NONE);
+    let quorum = Quorum::new(0);
+    let mut world = World::new(5);
+    world.add_node("n", Arc::new(SimDisk::new(5)));
+    let done = Arc::new(Mutex::new(false));
+    let (q, s, tell) = (quorum, store, done.clone());
+    world.boot("n", |host| async move {
+        let mut node = Node::start(host, q, Some(s.clone()), Acked::default(), 1).await.unwrap();
+        for n in 0..5_u8 {
+            let batches = [(PartitionKey::new(topic(1), i32::from(n % 3)), batch(n, 3000))];
+            assert!(node.produce(&batches).await);
+            node.uploader.drain().await;
+        }
+        assert_eq!(check_store(&node, true).await.found.len(), 0);
+        let bucket = node.reader.bucket().clone();
+        let image = node.quorum.image();
+        let live: Vec<_> = image.objects().filter(|object| object.refs > 0).map(|object| **object).collect();
+        assert!(live.len() >= 3);
+        let key = |n: usize| isobar_store::format::object_key(live[n].object);
+        // One is gone, one is cut, one has a flipped bit; two names that metadata never gave.
+        bucket.delete(&key(0)).await.unwrap();
+        let cut = bucket.get_range(&key(1), 0..live[1].size_bytes - 1).await.unwrap();
+        bucket.put(&key(1), vec![cut]).await.unwrap();
+        let mut flipped = bucket.get_range(&key(2), 0..live[2].size_bytes).await.unwrap().to_vec();
+        flipped[1000] ^= 4;
+        bucket.put(&key(2), vec![flipped.into()]).await.unwrap();
+        let stray = isobar_store::format::object_key(isobar_metadata::ObjectId(1 << 40));
+        bucket.put(&stray, vec![Bytes::from_static(b"stray")]).await.unwrap();
+        bucket.put("data/07/readme.txt", vec![Bytes::from_static(b"hello")]).await.unwrap();
+        for repair in [true, false] {
+            let found = findings(&node, repair).await;
+            let mut expected = vec![
+                (Kind::Damaged, key(2), false),
+                (Kind::Foreign, "data/07/readme.txt".to_owned(), false),
+                (Kind::Missing, key(0), false),
+                (Kind::Short, key(1), false),
+            ];
+            if repair {
+                expected.push((Kind::NeverGranted, stray.clone(), true));
+            }
+            expected.sort();
+            assert_eq!(found, expected);
+        }
+        assert!(bucket.size(&stray).await.is_err());
+        assert!(bucket.size("data/07/readme.txt").await.is_ok());
+        *tell.lock() = true;
+    });
+    assert!(step_until(&mut world, || *done.lock()));
+}
+
+async fn findings(node: &Node, repair: bool) -> Vec<(Kind, String, bool)> {
+    let (tell, mut told) = tokio::sync::mpsc::channel(16);
+    let parts = FsckParts {
+        host: node.host.clone(),
+        bucket: node.reader.bucket().clone(),
+        proposer: node.quorum.clone(),
+        index: node.index.clone(),
+    };
+    let options = FsckOptions { store: isobar_metadata::StoreId(1), deep: true, repair };
+    let reader = async {
+        let mut found = Vec::new();
+        while let Some(line) = told.recv().await {
+            if let Line::Finding(finding) = line {
+                assert_eq!(finding.kind.is_loss(), finding.extent_count > 0, "{finding:?}");
+                found.push((finding.kind, finding.key, finding.repaired));
+            }
+        }
+        found
+    };
+    let (summary, mut found) = tokio::join!(fsck(&parts, options, tell), reader);
+    assert!(!summary.unwrap().is_clean());
+    found.sort();
+    found
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use isobar_metadata::index_block::IndexBlock;
 use isobar_metadata::{Extent, Found, IndexPointer, Location, PartitionKey, PartitionView};
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, rewrite_timestamp};
 use isobar_protocol::error::ErrorCode;
@@ -42,12 +43,14 @@ pub(crate) async fn records(
     let mut offset = span.from;
     let mut resolved_again = false;
     while offset < span.end && (set.len_bytes() < span.max_bytes || wants_first(&set, span)) {
-        let extent = match view.locate(offset, &[broker.home_store]) {
-            Some(Found::Extent(extent)) => extent.clone(),
-            Some(Found::Indexed(pointer)) => return unreadable(set, view.key(), pointer),
-            None => return missing(&set, view.key(), offset),
+        let Some(found) = view.locate(offset, &[broker.home_store]) else {
+            return missing(&set, view.key(), offset);
         };
-        match take(broker, &view, &extent, offset, span, &mut set).await {
+        let taken = match resolve(broker, view.key(), found, offset).await {
+            Ok(extent) => take(broker, &view, &extent, offset, span, &mut set).await,
+            Err(miss) => Err(miss),
+        };
+        match taken {
             Ok(Some(next)) => {
                 offset = next;
                 resolved_again = false;
@@ -79,10 +82,37 @@ fn missing(set: &RecordSet, key: PartitionKey, offset: i64) -> Result<RecordSet,
     Err(ErrorCode::KafkaStorageError)
 }
 
-/// Nothing commits index objects before this broker reads them.
-fn unreadable(set: RecordSet, key: PartitionKey, pointer: &IndexPointer) -> Result<RecordSet, ErrorCode> {
-    tracing::error!(topic_id = %key.topic_id, partition = key.partition, ?pointer, "extents are in an index object");
-    if set.len_bytes() > 0 { Ok(set) } else { Err(ErrorCode::KafkaStorageError) }
+/// The extent itself, from an index object if it is there.
+async fn resolve(broker: &Broker, key: PartitionKey, found: Found<'_>, offset: i64) -> Result<Extent, Miss> {
+    match found {
+        Found::Extent(extent) => Ok(extent.clone()),
+        Found::Indexed(pointer) => {
+            let resolved = broker.index.resolve(key, pointer, offset).await;
+            resolved.map_err(|error| index_miss(&error, pointer))
+        }
+    }
+}
+
+fn index_miss(error: &StoreError, pointer: &IndexPointer) -> Miss {
+    if matches!(error, StoreError::NotFound { .. }) {
+        return Miss::Stale;
+    }
+    tracing::error!(%error, object = %pointer.object, position = pointer.position, "an index block cannot be read");
+    Miss::Failed(ErrorCode::KafkaStorageError)
+}
+
+/// The extents that a pointer stands for.
+pub(crate) async fn indexed(
+    broker: &Broker,
+    key: PartitionKey,
+    pointer: &IndexPointer,
+) -> Result<Arc<IndexBlock>, ErrorCode> {
+    let block = broker.index.block(key, pointer).await;
+    block.map_err(|error| match index_miss(&error, pointer) {
+        // The log start has passed it a moment ago: the next look sees that.
+        Miss::Stale => ErrorCode::OffsetNotAvailable,
+        Miss::Failed(error) => error,
+    })
 }
 
 fn failed(set: RecordSet, key: PartitionKey, offset: i64, miss: &Miss) -> Result<RecordSet, ErrorCode> {

@@ -58,6 +58,7 @@ cases! {
     produce: Produce => records::produce;
     fetch: Fetch => records::fetch;
     list_offsets: ListOffsets => records::list_offsets;
+    delete_records: DeleteRecords => records::delete_records;
     offset_for_leader_epoch: OffsetForLeaderEpoch => records::offset_for_leader_epoch;
     init_producer_id: InitProducerId => records::init_producer_id;
     offset_commit: OffsetCommit => groups::offset_commit;

@@ -7,6 +7,8 @@ use isobar_protocol::TopicRef;
 use isobar_protocol::api::ApiKey;
 use isobar_protocol::batch::{BatchHeader, Batches, HEADER_BYTES, write_crc};
 use isobar_protocol::compression::Codec;
+use isobar_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use isobar_protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use isobar_protocol::messages::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic};
 use isobar_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use isobar_protocol::messages::offset_for_leader_epoch_request::{
@@ -14,9 +16,11 @@ use isobar_protocol::messages::offset_for_leader_epoch_request::{
 };
 use isobar_protocol::messages::produce_response::TopicProduceResponse;
 use isobar_protocol::messages::{
-    BrokerId, FetchRequest, FetchResponse, InitProducerIdRequest, ListOffsetsRequest,
-    OffsetForLeaderEpochRequest, ProducerId, TransactionalId,
+    BrokerId, CreateTopicsRequest, DeleteRecordsRequest, FetchRequest, FetchResponse, InitProducerIdRequest,
+    ListOffsetsRequest, OffsetForLeaderEpochRequest, ProducerId, TransactionalId,
 };
+
+use isobar_protocol::produce::Outgoing;
 
 use crate::wire::{ABSENT, FIRST_TIME_MS, RECORDS, Rig, TOPIC, Wire, absent, batch, batch_in, s, t};
 
@@ -258,6 +262,71 @@ pub(crate) async fn list_offsets(rig: &mut Rig, version: i16) {
     let request = if version >= 2 { request.with_isolation_level(1) } else { request };
     let response = rig.wire.call(version, &request).await;
     assert_eq!(response.topics[0].partitions[0].error_code, 3, "v{version}");
+}
+
+/// A topic of its own with [`RECORDS`] records in its one partition.
+async fn filled(rig: &mut Rig, policy: &str) -> String {
+    let name = rig.name("delete-records");
+    let config =
+        |name, value: &str| CreatableTopicConfig::default().with_name(s(name)).with_value(Some(s(value)));
+    let new = CreatableTopic::default()
+        .with_name(t(&name))
+        .with_num_partitions(1)
+        .with_replication_factor(1)
+        .with_configs(vec![config("retention.ms", "-1"), config("cleanup.policy", policy)]);
+    let create = CreateTopicsRequest::default().with_topics(vec![new]).with_timeout_ms(9_000);
+    assert_eq!(rig.wire.call(7, &create).await.topics[0].error_code, 0);
+    let topics = vec![(TopicRef::Name(s(&name)), vec![(0, batch())])];
+    loop {
+        let request =
+            Outgoing { acks: -1, timeout_ms: 10_000, transactional_id: None, topics: topics.clone() };
+        let answer = rig.wire.produce(9, request).await.unwrap();
+        match answer.responses[0].partition_responses[0].error_code {
+            0 => return name,
+            // Kafka has no leader for a moment.
+            code => assert!([3, 6].contains(&code), "{code}"),
+        }
+    }
+}
+
+pub(crate) async fn delete_records(rig: &mut Rig, version: i16) {
+    let deleting = filled(rig, "delete").await;
+    let compacted = filled(rig, "compact").await;
+    let ask = |name: &str, partition, offset| {
+        let partition = DeleteRecordsPartition::default().with_partition_index(partition).with_offset(offset);
+        let topic = DeleteRecordsTopic::default().with_name(t(name)).with_partitions(vec![partition]);
+        DeleteRecordsRequest::default().with_topics(vec![topic]).with_timeout_ms(9_000)
+    };
+    let cases = [
+        (ask(ABSENT, 0, 0), (3, -1)),
+        (ask(&deleting, 77, 0), (3, -1)),
+        (ask(&compacted, 0, 1), (44, -1)),
+        (ask(&deleting, 0, -2), (1, -1)),
+        (ask(&deleting, 0, RECORDS + 1), (1, -1)),
+        (ask(&deleting, 0, 0), (0, 0)),
+        // Inside the batch.
+        (ask(&deleting, 0, 1), (0, 1)),
+        // It never falls.
+        (ask(&deleting, 0, 0), (0, 1)),
+        (ask(&deleting, 0, -1), (0, RECORDS)),
+    ];
+    for (request, expected) in cases {
+        let response = rig.wire.call(version, &request).await;
+        let told = &response.topics[0].partitions[0];
+        assert_eq!((told.error_code, told.low_watermark), expected, "v{version}: {request:?}");
+        if let (0, low_watermark) = expected {
+            let earliest = ListOffsetsPartition::default().with_timestamp(-2);
+            let topic = ListOffsetsTopic::default().with_name(t(&deleting)).with_partitions(vec![earliest]);
+            let list = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![topic]);
+            let answer = rig.wire.call(7, &list).await;
+            assert_eq!(answer.topics[0].partitions[0].offset, low_watermark, "v{version}: {request:?}");
+        }
+    }
+    let partition = FetchPartition::default().with_fetch_offset(1).with_partition_max_bytes(1 << 20);
+    let topic = FetchTopic::default().with_topic(t(&deleting)).with_partitions(vec![partition]);
+    let fetch = FetchRequest::default().with_max_bytes(1 << 20).with_topics(vec![topic]);
+    let answer = rig.wire.call(11, &fetch).await;
+    assert_eq!(answer.responses[0].partitions[0].error_code, 1, "v{version}: below the log start");
 }
 
 pub(crate) async fn offset_for_leader_epoch(rig: &mut Rig, version: i16) {

@@ -135,6 +135,7 @@ fn encode_again(body: &Body, version: i16) -> BytesMut {
         Body::ApiVersions(body) => one(body, version),
         Body::CreateTopics(body) => one(body, version),
         Body::DeleteTopics(body) => one(body, version),
+        Body::DeleteRecords(body) => one(body, version),
         Body::InitProducerId(body) => one(body, version),
         Body::OffsetForLeaderEpoch(body) => one(body, version),
         Body::DescribeConfigs(body) => one(body, version),
@@ -224,6 +225,7 @@ fn default_requests_of_clients_decode() {
     check::<ApiVersionsRequest>();
     check::<CreateTopicsRequest>();
     check::<DeleteTopicsRequest>();
+    check::<DeleteRecordsRequest>();
     check::<InitProducerIdRequest>();
     check::<OffsetForLeaderEpochRequest>();
     check::<DescribeConfigsRequest>();
