@@ -150,10 +150,10 @@ pub static KEYS: &[Key] = &[
     .flag("--tail-bytes"),
     key(
         "wal.segment",
-        Kind::Bytes(0, 1 << 40),
-        "0",
-        "Length of a full-grown segment of the WAL and of the metadata log; 0: 128 MiB and 32 MiB.",
-        |o, v| o.segment_bytes = Some(v.int() as u64).filter(|bytes| *bytes > 0),
+        Kind::AutoBytes(8 << 20, 1 << 40),
+        "\"auto\"",
+        "Length of a full-grown segment of the WAL and of the metadata log; auto: 128 MiB and 32 MiB.",
+        |o, v| o.segment_bytes = v.bytes(),
     )
     .flag("--segment-bytes"),
     key(
@@ -170,6 +170,13 @@ pub static KEYS: &[Key] = &[
         "\"64MiB\"",
         "Memory for blocks of objects that are read.",
         |o, v| o.cache_bytes = v.size(),
+    ),
+    key(
+        "cache.disk",
+        Kind::AutoBytes(0, 1 << 50),
+        "\"auto\"",
+        "Disk for blocks of objects, below DATA/cache; 0: none; auto: 1 GiB, if four times that is free and the bucket is no directory.",
+        |o, v| o.disk_cache_bytes = v.bytes(),
     ),
     key(
         "upload.interval",

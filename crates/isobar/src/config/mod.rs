@@ -28,7 +28,7 @@ pub use keys::{KEYS, Key};
 pub use show::{Shown, example};
 pub use value::{Kind, Value};
 
-use crate::node::NodeOptions;
+use crate::node::{NodeOptions, Store};
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +82,17 @@ impl Config {
         for (flag, name, text) in flags {
             config.set_text(name, text, Source::Flag(flag), &mut errors);
         }
+        if let Some((name, (_, source))) = config.store_options.first_key_value()
+            && config.text("store.url").is_none()
+        {
+            errors.push(ConfigError {
+                key: format!("{}{name}", keys::STORE_OPTIONS),
+                source: Some(source.clone()),
+                problem: "the store within node.data has no options".to_owned(),
+                expected: Some("store.url to be set too".to_owned()),
+                hint: None,
+            });
+        }
         if errors.is_empty() { Ok(config) } else { Err(errors) }
     }
 
@@ -104,7 +115,7 @@ impl Config {
         }
     }
 
-    /// `[store]`'s further options, for the kind of store that its URL names.
+    /// `[store.options]`, for the kind of store that its URL names: they become part of the URL's query.
     pub fn store_options(&self) -> impl Iterator<Item = (&str, &str)> {
         self.store_options.iter().map(|(name, (value, _))| (name.as_str(), value.as_str()))
     }
@@ -115,6 +126,16 @@ impl Config {
         for key in KEYS {
             if let Some((value, _)) = self.values.get(key.name) {
                 (key.apply)(&mut options, value);
+            }
+        }
+        if let Store::Url(url) = &mut options.store {
+            for (name, value) in self.store_options() {
+                let joint = if url.contains('?') { '&' } else { '?' };
+                url.push_str(&format!(
+                    "{joint}{}={}",
+                    value::percent_encoded(name),
+                    value::percent_encoded(value)
+                ));
             }
         }
         options

@@ -22,7 +22,7 @@ impl Config {
         let known = KEYS.iter().filter_map(|key| {
             let (value, source) = self.get(key.name)?;
             let masked = key.secret && !value.text().is_empty();
-            let value = if masked { MASK.to_owned() } else { value.to_string() };
+            let value = if masked { MASK.to_owned() } else { masked_url(&value.to_string()) };
             Some(Shown { name: key.name.to_owned(), value, source: source.clone() })
         });
         // What they mean is not known here, so a secret is known by its name, rather once too often.
@@ -33,6 +33,22 @@ impl Config {
         });
         known.chain(options).collect()
     }
+}
+
+/// The same without what a URL's query gives away.
+fn masked_url(value: &str) -> String {
+    let Some((url, query)) = value.split_once('?').filter(|(url, _)| url.contains("://")) else {
+        return value.to_owned();
+    };
+    let pairs: Vec<_> = query
+        .trim_end_matches('"')
+        .split('&')
+        .map(|pair| match pair.split_once('=') {
+            Some((name, _)) if is_secret(name) => format!("{name}=********"),
+            _ => pair.to_owned(),
+        })
+        .collect();
+    format!("{url}?{}\"", pairs.join("&"))
 }
 
 fn is_secret(option: &str) -> bool {

@@ -51,7 +51,10 @@ fn defaults_are_those_of_the_node() {
         (ours.upload_trigger_bytes, ours.segment_bytes, ours.wal_max_disk_bytes, ours.tail_bytes),
         (node.upload_trigger_bytes, node.segment_bytes, node.wal_max_disk_bytes, node.tail_bytes)
     );
-    assert_eq!((ours.cache_bytes, ours.snapshot_after_bytes), (node.cache_bytes, node.snapshot_after_bytes));
+    assert_eq!(
+        (ours.cache_bytes, ours.disk_cache_bytes, ours.snapshot_after_bytes),
+        (node.cache_bytes, node.disk_cache_bytes, node.snapshot_after_bytes)
+    );
     assert!(matches!(ours.store, crate::node::Store::Inside));
     // `isobar dev` has an admin port, a node in a test has none.
     assert_eq!((ours.admin.as_deref(), node.admin), (Some("127.0.0.1:9644"), None));
@@ -157,7 +160,7 @@ fn an_error_names_key_line_and_what_was_expected_and_all_are_told() {
         "isobar.toml:2: wal.max_disk: \"lots\" does not fit; expected a number of bytes at least 64MiB, such as \"4GiB\" or \"64MiB\"",
         "isobar.toml:3: wal.maxdisk: unknown key; did you mean wal.max_disk?",
         "isobar.toml:6: upload.interval: 3 does not fit; expected a time span from 1ms to 365d, such as \"3s\" (units: us, ms, s, m, h, d)",
-        "isobar.toml:8: walls.x: no section [wall]; there are [node], [listeners], [store], [wal], [metadata], [cache], [upload], [delete], [log], [kafka]; did you mean [wal]?",
+        "isobar.toml:8: wall.x: no section [wall]; there are [node], [listeners], [store], [wal], [metadata], [cache], [upload], [delete], [log], [kafka]; did you mean [wal]?",
         "isobar.toml:10: kafka.node.id: not set here; set node.id instead",
         "isobar.toml:11: kafka.log.retention.ms: not set here; log.retention.ms is the whole cluster's: set it with `kafka-configs --alter --entity-type brokers --entity-default`",
         "isobar.toml:12: kafka.num.partitions: 0 is out of bounds; expected a whole number from 1 to 2147483647",
@@ -195,5 +198,22 @@ fn the_stores_options_are_passed_on_and_secrets_masked() {
     assert!(shown.iter().all(|key| !key.value.contains("abc")));
     let masked = shown.iter().find(|key| key.name == "store.options.secret_access_key").expect("shown");
     assert_eq!((&*masked.value, masked.source.to_string()), ("\"********\"", "isobar.toml:5".to_owned()));
-    assert_eq!(wrong("[store]\noptions.list = [1]\n", &[], &[]).len(), 1);
+    assert_eq!(wrong("[store]\nurl = \"s3://b\"\noptions.list = [1]\n", &[], &[]).len(), 1);
+    assert_eq!(
+        wrong("[store]\noptions.region = \"eu\"\n", &[], &[]),
+        [
+            "isobar.toml:2: store.options.region: the store within node.data has no options; expected store.url to be set too"
+        ]
+    );
+}
+
+#[test]
+fn the_stores_options_end_up_in_its_url() {
+    let file = "[store]\nurl = \"s3://b/p?sas_token=x&region=eu\"\noptions.endpoint = \"http://h:1/?a b\"\noptions.n = 3\n";
+    let config = load(file, &[], &[]).expect("good");
+    let options = config.node_options();
+    let crate::node::Store::Url(url) = &options.store else { panic!("no URL") };
+    assert_eq!(url, "s3://b/p?sas_token=x&region=eu&endpoint=http%3A%2F%2Fh%3A1%2F%3Fa%20b&n=3");
+    let shown = config.show().into_iter().find(|key| key.name == "store.url").expect("shown");
+    assert_eq!(shown.value, "\"s3://b/p?sas_token=********&region=eu\"");
 }

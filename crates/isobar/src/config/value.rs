@@ -42,6 +42,11 @@ impl Value {
         usize::try_from(self.int()).unwrap_or(0)
     }
 
+    /// The number of bytes, or `None` for "auto".
+    pub fn bytes(&self) -> Option<u64> {
+        if let Value::Bytes(n) = self { Some(*n) } else { None }
+    }
+
     /// Whether it is true.
     pub fn is_true(&self) -> bool {
         *self == Value::Bool(true)
@@ -119,6 +124,9 @@ fn parse_unit(text: &str, units: &[(&str, u64)], bare: Option<u64>) -> Option<u6
     }
 }
 
+/// Leaves a size to the node.
+const AUTO: &str = "auto";
+
 /// What a key takes.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
@@ -137,6 +145,8 @@ pub enum Kind {
     Bool,
     /// Bytes within these bounds: a number, or text with a unit.
     Bytes(u64, u64),
+    /// The same, or "auto".
+    AutoBytes(u64, u64),
     /// A time span within these bounds, in ms: text with a unit.
     Duration(u64, u64),
     /// A time span as Kafka's configs have it: a whole number of ms, or text with a unit.
@@ -155,7 +165,8 @@ impl Kind {
             Kind::OneOf(words) => words.contains(&trimmed).then(|| Value::Text(trimmed.to_owned())),
             Kind::Int(..) => trimmed.replace('_', "").parse().ok().map(Value::Int),
             Kind::Bool => trimmed.to_ascii_lowercase().parse().ok().map(Value::Bool),
-            Kind::Bytes(..) => parse_unit(trimmed, SIZES, Some(1)).map(Value::Bytes),
+            Kind::AutoBytes(..) if trimmed == AUTO => Some(Value::Text(AUTO.to_owned())),
+            Kind::Bytes(..) | Kind::AutoBytes(..) => parse_unit(trimmed, SIZES, Some(1)).map(Value::Bytes),
             Kind::Duration(..) => {
                 parse_unit(trimmed, SPANS, None).map(|us| Value::Duration(Duration::from_micros(us)))
             }
@@ -179,7 +190,9 @@ impl Kind {
                 return self.of_text(text);
             }
             (Kind::Int(..) | Kind::Millis(..), Given::Int(n)) => Some(Value::Int(*n)),
-            (Kind::Bytes(..), Given::Int(n)) => u64::try_from(*n).ok().map(Value::Bytes),
+            (Kind::Bytes(..) | Kind::AutoBytes(..), Given::Int(n)) => {
+                u64::try_from(*n).ok().map(Value::Bytes)
+            }
             (Kind::Bool, Given::Bool(yes)) => Some(Value::Bool(*yes)),
             _ => None,
         };
@@ -192,7 +205,9 @@ impl Kind {
             (Kind::Int(least, most) | Kind::Millis(least, most), Value::Int(n)) => {
                 (least..=most).contains(&n)
             }
-            (Kind::Bytes(least, most), Value::Bytes(n)) => (least..=most).contains(&n),
+            (Kind::Bytes(least, most) | Kind::AutoBytes(least, most), Value::Bytes(n)) => {
+                (least..=most).contains(&n)
+            }
             (Kind::Duration(least, most), Value::Duration(span)) => {
                 *span >= Duration::from_millis(*least) && *span <= Duration::from_millis(*most)
             }
@@ -220,6 +235,13 @@ impl Kind {
                 "a number of bytes {}, such as {default} or \"64MiB\"",
                 within(size(*least), size(*most), *most == u64::MAX)
             ),
+            Kind::AutoBytes(least, most) => {
+                format!(
+                    "\"{AUTO}\" or a number of bytes from {} to {}, such as \"64MiB\"",
+                    size(*least),
+                    size(*most)
+                )
+            }
             Kind::Duration(least, most) => format!(
                 "a time span {}, such as {default} (units: us, ms, s, m, h, d)",
                 within(span(*least), span(*most), *most == u64::MAX)
@@ -230,6 +252,14 @@ impl Kind {
             ),
         }
     }
+}
+
+/// For a URL's query.
+pub(super) fn percent_encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 fn quoted(words: &[&str]) -> String {
