@@ -78,7 +78,7 @@ class Run:
         self.broker = Broker(data=(self.volume.path if self.volume else directory) / "data", log=directory / "broker.log", properties=properties, heap="512m",
                              args=args.broker_args)
         # Small enough that segments are recycled and snapshots taken within a run.
-        self.broker.env |= {"ISOBAR_SEGMENT_BYTES": str(8 << 20), "ISOBAR_SNAPSHOT_AFTER_BYTES": str(256 << 10)}
+        self.broker.env |= {"ISOBAR_WAL_SEGMENT": str(8 << 20), "ISOBAR_METADATA_SNAPSHOT_AFTER": str(256 << 10)}
         self.load = Load(self.recorder, self.broker.bootstrap, TOPICS, args.seed)
         self.load.rate = args.rate
         self.points = self.random.sample(args.point_names, len(args.point_names))
@@ -89,8 +89,8 @@ class Run:
     def start(self, point=None, wait=True):
         """Starts the broker; false if it met its crash point before it answered."""
         # Now much lies in the WAL, now little; now it is read from memory, now from disk.
-        self.broker.env["ISOBAR_UPLOAD_INTERVAL_MS"] = str(self.random.choice((50, 200, 1000, 3000)))
-        self.broker.env["ISOBAR_TAIL_BYTES"] = str(self.random.choice((64 << 10, 64 << 20)))
+        self.broker.env["ISOBAR_UPLOAD_INTERVAL"] = f"{self.random.choice((50, 200, 1000, 3000))}ms"
+        self.broker.env["ISOBAR_WAL_MEMORY"] = str(self.random.choice((64 << 10, 64 << 20)))
         self.broker.env.pop("ISOBAR_CRASH_POINT", None)
         if point is not None:
             self.broker.env["ISOBAR_CRASH_POINT"] = point

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 /// A Kafka broker that keeps its data in a bucket and acknowledges in milliseconds.
 #[derive(Debug, Parser)]
@@ -15,26 +15,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// How log lines look.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "ISOBAR_LOG_FORMAT")]
-    pub(crate) log_format: LogFormat,
-    /// What is logged, as tracing's EnvFilter reads it: "info", "warn,isobar_raft=debug", …
-    #[arg(
-        long,
-        global = true,
-        default_value = "info,openraft=warn",
-        env = "ISOBAR_LOG",
-        hide_default_value = true
-    )]
-    pub(crate) log: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
+    /// How log lines look: text for people, json for programs [env: ISOBAR_LOG_FORMAT].
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub(crate) log_format: Option<String>,
+    /// What is logged, as tracing's EnvFilter reads it: "info", "warn,isobar_raft=debug", … [env: ISOBAR_LOG]
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -62,6 +48,9 @@ pub(crate) enum Command {
     /// Without --yes it only says what it finds: the cluster, up to when it can be brought back, and what is missing then. A
     /// Raft log or WAL that survived is not read: a directory that still has both is started, not recovered.
     Recover(RecoverArgs),
+    /// Check a configuration file, and show what holds.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Show what is inside a journal, object or snapshot, in readable form. The broker need not run.
     Dump(DumpArgs),
     /// Hold a running node's store against its metadata: objects that nothing refers to, and data that is missing or damaged.
@@ -70,45 +59,65 @@ pub(crate) enum Command {
     Fsck(FsckArgs),
 }
 
-#[derive(Debug, Clone, Args)]
+/// Whatever is not given is taken from the environment, the file, or the default: `isobar config example` lists all keys.
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct DevArgs {
-    /// Directory for the WAL, the metadata log and (without --store) the bucket.
-    #[arg(long, value_name = "DIR", default_value = "./isobar-data", env = "ISOBAR_DATA")]
-    pub(crate) data: PathBuf,
-    /// Address for Kafka clients.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092", env = "ISOBAR_LISTEN")]
-    pub(crate) listen: String,
+    /// Configuration file; `isobar config check FILE` explains what is wrong with one.
+    #[arg(long, value_name = "FILE", env = "ISOBAR_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory for the WAL, the metadata log and (without --store) the bucket [default: ./isobar-data].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<String>,
+    /// Address for Kafka clients [default: 127.0.0.1:9092].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
     /// Address that clients are told to connect to, if it is not the one listened on.
-    #[arg(long, value_name = "HOST:PORT", env = "ISOBAR_ADVERTISE")]
+    #[arg(long, value_name = "HOST:PORT")]
     pub(crate) advertise: Option<String>,
-    /// Address for metrics and health; "off" for none.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9644", env = "ISOBAR_ADMIN")]
-    pub(crate) admin: String,
-    /// Bucket to write objects to, as a URL; file:///path for a directory (default: DIR/bucket).
-    #[arg(long, value_name = "URL", env = "ISOBAR_STORE")]
+    /// Address for metrics and health; "off" for none [default: 127.0.0.1:9644].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) admin: Option<String>,
+    /// Bucket to write objects to, as a URL; file:///path for a directory [default: DIR/bucket].
+    #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
-    /// Partitions of topics that are created by their first use (Kafka's num.partitions).
-    #[arg(long, value_name = "N", default_value_t = 1, env = "ISOBAR_NUM_PARTITIONS")]
-    pub(crate) num_partitions: i32,
-    /// Whether a topic is created by its first use (Kafka's auto.create.topics.enable).
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, env = "ISOBAR_AUTO_CREATE_TOPICS")]
-    pub(crate) auto_create_topics: bool,
+    /// Partitions of topics that are created by their first use (Kafka's num.partitions) [default: 1].
+    #[arg(long, value_name = "N")]
+    pub(crate) num_partitions: Option<String>,
+    /// Whether a topic is created by its first use (Kafka's auto.create.topics.enable) [default: true].
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) auto_create_topics: Option<String>,
     /// Zone of this broker (Kafka's broker.rack).
-    #[arg(long, value_name = "ZONE", env = "ISOBAR_RACK")]
+    #[arg(long, value_name = "ZONE")]
     pub(crate) rack: Option<String>,
-    /// Longest time that acknowledged records stay in the WAL only, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 3_000, env = "ISOBAR_UPLOAD_INTERVAL_MS")]
-    pub(crate) upload_interval_ms: u64,
-    /// Longest time that the metadata log stays on this node's disk only, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 3_000, env = "ISOBAR_ARCHIVE_INTERVAL_MS")]
-    pub(crate) archive_interval_ms: u64,
+    /// Longest time that acknowledged records stay in the WAL only, in milliseconds [default: 3000].
+    #[arg(long, value_name = "MS")]
+    pub(crate) upload_interval_ms: Option<u64>,
     // For tests that must see what else takes gigabytes: small segments are recycled, small memory is read past.
-    #[arg(long, value_name = "BYTES", hide = true, env = "ISOBAR_SEGMENT_BYTES")]
+    #[arg(long, value_name = "BYTES", hide = true)]
     pub(crate) segment_bytes: Option<u64>,
-    #[arg(long, value_name = "BYTES", hide = true, env = "ISOBAR_SNAPSHOT_AFTER_BYTES")]
+    #[arg(long, value_name = "BYTES", hide = true)]
     pub(crate) snapshot_after_bytes: Option<u64>,
-    #[arg(long, value_name = "BYTES", hide = true, env = "ISOBAR_TAIL_BYTES")]
-    pub(crate) tail_bytes: Option<usize>,
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub(crate) tail_bytes: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say what is wrong with a configuration file: key, line, and what was expected. The environment counts too.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Print what holds and where each value comes from: a flag, the environment, a line of the file, or the default.
+    Show {
+        #[command(flatten)]
+        dev: DevArgs,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a file with every key, its default and its meaning, all commented out.
+    Example,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! A whole node: every role wired together. The binary runs one, and the simulation runs the same one.
 
 mod archive;
+pub mod config;
 mod jobs;
 pub mod node;
 mod operations;

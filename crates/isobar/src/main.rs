@@ -2,6 +2,7 @@
 
 mod admin_client;
 mod cli;
+mod configuration;
 mod demo;
 mod dev;
 mod dump;
@@ -17,18 +18,15 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use cli::{Cli, Command, LogFormat};
+use cli::{Cli, Command};
+use configuration::Logging;
+use isobar_node::config::Config;
 
 /// What a command failed with, said to a person.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Err(error) = start_logging(&cli) {
-        complain(&*error);
-        return ExitCode::FAILURE;
-    }
-    match run(cli) {
+    match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough.
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
@@ -44,28 +42,39 @@ fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
+    let configured = match &cli.command {
+        Command::Dev(args) => Some(configuration::load(args, &cli)?),
+        _ => None,
+    };
+    start_logging(&Logging::of(configured.as_ref(), &cli))?;
+    if let Command::Config(command) = &cli.command {
+        return configuration::run(command, &cli);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.command {
-            Command::Dev(args) => dev::run(args).await,
+            Command::Dev(_) => dev::run(&configured.unwrap_or_else(Config::defaults)).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Topic(command) => topic::run(command).await,
             Command::Produce(args) => records::produce(args).await,
             Command::Consume(args) => records::consume(args).await,
             Command::Group(command) => group::run(command).await,
             Command::Recover(args) => recover_command::run(args).await,
+            Command::Config(_) => Ok(()),
             Command::Dump(args) => dump::run(&args),
             Command::Fsck(args) => fsck::run(args).await,
         }
     })
 }
 
-fn start_logging(cli: &Cli) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&cli.log).map_err(|error| format!("--log {:?}: {error}", cli.log))?;
+fn start_logging(logging: &Logging) -> Result<(), Failure> {
+    let filter = &logging.filter;
+    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match cli.log_format {
-        LogFormat::Text => lines.with_target(true).try_init()?,
-        LogFormat::Json => lines.json().flatten_event(true).try_init()?,
+    if logging.json {
+        lines.json().flatten_event(true).try_init()?;
+    } else {
+        lines.with_target(true).try_init()?;
     }
     Ok(())
 }

@@ -100,7 +100,11 @@ impl Lives {
             return None;
         }
         let claim = |at: usize| Some((u64_at(at)?, u64_at(at + 8)?));
-        let claims = (0..count).map(|i| claim(FIXED_BYTES + i * ENTRY_BYTES)).collect::<Option<_>>()?;
+        let claims: Vec<_> =
+            (0..count).map(|i| claim(FIXED_BYTES + i * ENTRY_BYTES)).collect::<Option<_>>()?;
+        if !claims.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1) {
+            return None;
+        }
         Some(Self { key: u32_at(12)?, synced: u64_at(16)?, claims })
     }
 }
@@ -151,5 +155,8 @@ mod tests {
         for len in 0..128 {
             assert!(Lives::decode(&bytes[..len]).is_none());
         }
+        // Found by tests/fuzz: what no life can have written is not believed under any sum.
+        let disordered = Lives { claims: vec![(2, 0), (1, 4096)], ..lives };
+        assert_eq!(Lives::decode(&disordered.encode()), None);
     }
 }

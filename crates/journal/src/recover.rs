@@ -68,6 +68,13 @@ pub(crate) fn survey(disk: &dyn Disk, dir: &Path, how: Open) -> Result<Survey, J
                 let file = disk.open(&path, how).map_err(JournalError::io(&path))?;
                 let capacity = file.len().map_err(JournalError::io(&path))?;
                 let identity = Identity { id, base, capacity };
+                if identity.checked_end().is_none() || id == u64::MAX {
+                    let what =
+                        "no segment can have this name: its positions or ids have no successor".to_owned();
+                    return Err(JournalError::Damaged {
+                        damage: vec![damage_of_file(&path, Some(id), capacity, what)],
+                    });
+                }
                 found.segments.push(Found {
                     identity,
                     path,

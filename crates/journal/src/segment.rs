@@ -38,6 +38,11 @@ impl Identity {
         self.base + self.capacity
     }
 
+    /// `None` for a base that only a file's name can have made up.
+    pub(crate) fn checked_end(&self) -> Option<u64> {
+        self.base.checked_add(self.capacity)
+    }
+
     /// The header block: magic [8] · id u64 · base u64 · capacity u64 · key u32 · crc u32, little-endian.
     pub(crate) fn encode(&self, key: u32, block: &mut [u8]) {
         block.fill(0);

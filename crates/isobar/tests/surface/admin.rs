@@ -339,4 +339,63 @@ pub(crate) async fn incremental_alter_configs(rig: &mut Rig, version: i16) {
         assert_eq!(told.error_code, expected, "{what}: {:?}", told.error_message);
         assert!(told.error_message.is_none() || expected != 0, "{what}");
     }
+    if rig.isobar {
+        own_configs(rig, version).await;
+    }
+}
+
+/// Every config of Isobar's own is like Kafka's: created with, described with type and words, altered, checked, unset.
+async fn own_configs(rig: &mut Rig, version: i16) {
+    let (name, _) = create(rig, "own").await;
+    let configs = own(rig, &name).await;
+    assert!(configs.iter().any(|(config, ..)| config == "isobar.durability"), "{configs:?}");
+    for (config, default, source) in configs {
+        let what = format!("v{version}: {config}");
+        assert_eq!(source, 5, "{what}");
+        let source_after = async |rig: &mut Rig, op, value: Option<&str>, expected| {
+            let altered = AlterableConfig::default()
+                .with_name(s(&config))
+                .with_config_operation(op)
+                .with_value(value.map(s));
+            let resource = AlterConfigsResource::default()
+                .with_resource_type(TOPIC_RESOURCE)
+                .with_resource_name(s(&name))
+                .with_configs(vec![altered]);
+            let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+            let answer = rig.wire.call(version, &request).await;
+            assert_eq!(answer.responses[0].error_code, expected, "{what} {value:?}");
+            let now = own(rig, &name).await;
+            now.into_iter().find(|(other, ..)| *other == config).map(|(.., source)| source)
+        };
+        assert_eq!(source_after(rig, 0, Some("neither"), 40).await, Some(5), "{what}");
+        assert_eq!(source_after(rig, 0, Some(&default), 0).await, Some(1), "{what}");
+        assert_eq!(source_after(rig, 1, None, 0).await, Some(5), "{what}");
+        let topic = rig.name("own-from-the-start");
+        let request = CreateTopicsRequest::default()
+            .with_topics(vec![with_config(new_topic(&topic, 1), &config, Some(&default))])
+            .with_timeout_ms(30_000);
+        assert_eq!(rig.wire.call(5, &request).await.topics[0].error_code, 0, "{what}");
+        let told = own(rig, &topic).await;
+        assert!(told.contains(&(config.clone(), default.clone(), 1)), "{what}: {told:?}");
+    }
+}
+
+/// Name, value and source of a topic's configs that Kafka does not have.
+async fn own(rig: &mut Rig, topic: &str) -> Vec<(String, String, i8)> {
+    let resource = DescribeConfigsResource::default()
+        .with_resource_type(TOPIC_RESOURCE)
+        .with_resource_name(s(topic))
+        .with_configuration_keys(None);
+    let request =
+        DescribeConfigsRequest::default().with_resources(vec![resource]).with_include_documentation(true);
+    let answer = rig.wire.call(4, &request).await;
+    let configs = answer.results[0].configs.iter().filter(|config| config.name.starts_with("isobar."));
+    configs
+        .map(|config| {
+            assert!(config.config_type != 0 && !config.read_only && !config.is_sensitive, "{config:?}");
+            assert!(config.documentation.as_ref().is_some_and(|text| text.ends_with('.')), "{config:?}");
+            let value = config.value.as_ref().map(ToString::to_string).unwrap_or_default();
+            (config.name.to_string(), value, config.config_source)
+        })
+        .collect()
 }

@@ -171,6 +171,19 @@ fn a_file_cut_short_is_damage() {
     assert!(!damage_of(rig.open().unwrap_err()).is_empty());
 }
 
+/// Found by tests/fuzz.
+#[test]
+fn a_segment_under_an_impossible_name_is_damage_and_no_panic() {
+    for name in ["0000000000000009-fffffffffffff000.seg", "ffffffffffffffff-0000000000100000.seg"] {
+        let (mut rig, acknowledged) = filled(9);
+        let path = rig.segment_path(acknowledged.last().unwrap().1);
+        rig.kill();
+        let bytes = isobar_host::Disk::read(&rig.disk, &path).unwrap();
+        disk_write(&rig, &rig.dir.join(name), &bytes);
+        assert!(damage_of(rig.open().unwrap_err())[0].path.ends_with(name));
+    }
+}
+
 fn disk_write(rig: &Rig, path: &std::path::Path, bytes: &[u8]) {
     isobar_host::Disk::write_durable(&rig.disk, path, bytes).unwrap();
 }
