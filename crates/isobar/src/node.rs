@@ -33,8 +33,8 @@ use isobar_metadata::{ClusterFormat, Command, CommandResult, Image, StoreId};
 use isobar_protocol::Uuid;
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
 use isobar_store::{
-    BlockCache, Bucket, BucketOptions, Deleter, DeleterOptions, DiskCache, DiskCacheOptions, MemoryCache,
-    ObjectReader, ProposeFailed, Proposer, StoreError, StoreMetrics, Uploader, UploaderOptions,
+    BlockCache, Bucket, BucketOptions, Class, Deleter, DeleterOptions, DiskCache, DiskCacheOptions,
+    MemoryCache, ObjectReader, ProposeFailed, Proposer, StoreError, StoreMetrics, Uploader, UploaderOptions,
     UploaderParts,
 };
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
@@ -421,6 +421,7 @@ fn start_uploader(
     bucket: Bucket,
     proposer: Arc<dyn Proposer>,
 ) -> Uploader {
+    let bucket = bucket.with_class(Class::Upload);
     let parts = UploaderParts { host: host.clone(), wal: Arc::new(wal), bucket, proposer };
     let settings = UploaderOptions {
         store: STORE,
