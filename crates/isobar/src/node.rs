@@ -39,7 +39,7 @@ use isobar_raft::archive::{ArchiveOptions, Archiver, Status};
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
 use isobar_store::fsck::FsckParts;
 use isobar_store::{
-    BlockCache, Bucket, BucketOptions, ClaimError, ClaimGuard, Deleter, DeleterOptions, DiskCache,
+    BlockCache, Bucket, BucketOptions, ClaimError, ClaimGuard, Class, Deleter, DeleterOptions, DiskCache,
     DiskCacheOptions, IndexReader, MemoryCache, ObjectReader, Proposer, StoreError, StoreMetrics, Uploader,
     UploaderOptions, UploaderParts,
 };
@@ -555,6 +555,7 @@ fn start_uploader(
     bucket: Bucket,
     proposer: Arc<dyn Proposer>,
 ) -> Uploader {
+    let bucket = bucket.with_class(Class::Upload);
     let parts = UploaderParts { host: host.clone(), wal: Arc::new(wal), bucket, proposer };
     let settings = UploaderOptions {
         store: STORE,

@@ -8,11 +8,13 @@
 //!
 //! May not know: Kafka's requests, Raft.
 
+mod ahead;
 mod bucket;
 mod build;
 mod cache;
 mod chunks;
 mod claim;
+mod classes;
 mod cluster;
 mod compact;
 mod delete;
@@ -20,8 +22,9 @@ mod directory;
 mod disk_cache;
 mod error;
 pub mod format;
-mod ids;
 pub mod fsck;
+mod hedge;
+mod ids;
 mod index;
 mod metrics;
 pub mod plan;
@@ -29,20 +32,18 @@ mod reader;
 mod retain;
 mod upload;
 
-pub use bucket::{Bucket, BucketOptions, Created};
-pub use bucket::{Bucket, BucketOptions, ListedObject, PutStream};
+pub use bucket::{Bucket, BucketOptions, Created, ListedObject, PutStream};
 pub use cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, BlockSource, MemoryCache};
 pub use chunks::{ChunkStore, ChunkStoreParts, PlacedChunk, PlacedDone};
 pub use claim::{Claim, ClaimError, ClaimGuard, claim, claimed, read_claim};
+pub use classes::{Class, ClassLimits, Classes, Limits, Permit};
 pub use cluster::{ProposeFailed, Proposer};
 pub use compact::{Compactor, CompactorOptions, plan as compact_plan};
 pub use delete::{Deleter, DeleterOptions};
 pub use disk_cache::{DiskCache, DiskCacheOptions};
 pub use error::StoreError;
-pub use metrics::{OpLabels, RequestLabels, StoreMetrics};
-pub use reader::{ObjectReader, ReadBatches, ReadObject};
 pub use index::{IndexReader, Indexer, IndexerOptions, plan as index_plan};
-pub use metrics::{JobLabels, OpLabels, RequestLabels, StoreMetrics};
-pub use reader::{ObjectReader, ReadObject};
+pub use metrics::{ClassLabels, JobLabels, OpLabels, RequestLabels, StoreMetrics};
+pub use reader::{ObjectReader, ReadBatches, ReadObject};
 pub use retain::{Retainer, RetainerOptions, RetainerParts, plan as retain_plan};
 pub use upload::{Uploader, UploaderOptions, UploaderParts};

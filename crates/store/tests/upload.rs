@@ -27,7 +27,7 @@ use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, verify_crc};
 use isobar_store::format::Footer;
 use isobar_store::fsck::{FsckOptions, FsckParts, Kind, Line, Summary, fsck};
 use isobar_store::{
-    Bucket, BucketOptions, Compactor, CompactorOptions, Deleter, DeleterOptions, IndexReader, Indexer,
+    Bucket, BucketOptions, Class, Compactor, CompactorOptions, Deleter, DeleterOptions, IndexReader, Indexer,
     IndexerOptions, MemoryCache, ObjectReader, ProposeFailed, Proposer, ReadObject, Retainer,
     RetainerOptions, RetainerParts, StoreMetrics, Uploader, UploaderOptions, UploaderParts, compact_plan,
     index_plan,
@@ -397,7 +397,7 @@ impl Node {
                 Err("too few batches".to_owned())
             }
             Location::Object(object) => {
-                let run = ReadObject::of(&extent, object);
+                let run = ReadObject::of(key, Class::CatchUp, &extent, object);
                 let read = self.reader.read(run, offset, 1).await.map_err(|error| error.to_string())?;
                 let parts = read.parts;
                 let (header, bytes) = Batches::new(&parts[0]).next().unwrap().unwrap();

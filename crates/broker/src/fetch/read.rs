@@ -8,7 +8,7 @@ use isobar_metadata::{Extent, Found, IndexPointer, Location, PartitionKey, Parti
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, rewrite_timestamp};
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::fetch::RecordSet;
-use isobar_store::{ReadBatches, ReadObject, StoreError};
+use isobar_store::{Class, ReadBatches, ReadObject, StoreError};
 use isobar_wal::WalError;
 
 use crate::Broker;
@@ -151,7 +151,8 @@ async fn take(
             whole(take_unstamped(view, extent, (extent.base_offset, &batches), offset, span, set)?, extent)
         }
         Location::Object(location) => {
-            let object = ReadObject::of(extent, *location);
+            let class = class_of(broker, view, extent);
+            let object = ReadObject::of(view.key(), class, extent, *location);
             let most = span.max_bytes.saturating_sub(set.len_bytes()).max(1);
             let read = broker.objects.read(object, offset, most).await;
             let ReadBatches { base_offset, parts } = read.map_err(|error| store_miss(&error, extent))?;
@@ -187,6 +188,15 @@ fn whole(next: Option<i64>, extent: &Extent) -> Result<Option<i64>, Miss> {
             Err(damaged(extent, &"its batches hold other offsets than metadata says"))
         }
         next => Ok(next),
+    }
+}
+
+/// One who reads what was uploaded last is at the end of the log and must not wait behind readers of old data.
+fn class_of(broker: &Broker, view: &PartitionView, extent: &Extent) -> Class {
+    let after = view.locate(extent.end_offset(), &[broker.home_store]);
+    match after.map(|found| found.extent().map(Extent::location)) {
+        Some(Some(Location::Object(_)) | None) => Class::CatchUp,
+        Some(Some(Location::Wal(_) | Location::Inline(_))) | None => Class::Tail,
     }
 }
 

@@ -38,6 +38,8 @@ async fn setup(sizes: &[usize]) -> Setup {
     let runs = runs
         .into_iter()
         .map(|run| ReadObject {
+            key: run.key,
+            class: Class::CatchUp,
             object: OBJECT,
             range: run.range,
             first_offset: run.first_offset,
@@ -156,6 +158,8 @@ async fn an_unstamped_run_counts_offsets_from_its_first() {
     let (parts, runs) = builder.finish();
     bucket.put(&object_key(OBJECT), parts).await.unwrap();
     let run = ReadObject {
+        key: key(1, 0),
+        class: Class::CatchUp,
         object: OBJECT,
         range: runs[0].range.clone(),
         first_offset: 1000,
@@ -172,4 +176,51 @@ async fn an_unstamped_run_counts_offsets_from_its_first() {
     // One batch more than metadata knows of is damage, not data.
     let short = ReadObject { last_offset: 1004, ..run };
     assert!(matches!(reader.read(short, 1004, usize::MAX).await, Err(StoreError::Damaged { .. })));
+}
+
+/// One run of many blocks, as a reader of old data sees it.
+async fn long(blocks: usize) -> Setup {
+    let mut setup = setup(&vec![200_000; blocks * 5]).await;
+    setup.runs.truncate(1);
+    setup
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_reads_on_sends_few_requests_and_gets_every_byte_once() {
+    let setup = long(40).await;
+    let run = &setup.runs[0];
+    let metrics = setup.reader.bucket().metrics().clone();
+    let wide = ObjectReader::new(
+        setup.reader.bucket().clone(),
+        Arc::new(MemoryCache::new(&Host::real(), 64 << 20, metrics.clone())),
+    );
+    let before = setup.store.requests();
+    let mut next = run.first_offset;
+    while next <= run.last_offset {
+        let parts = wide.read(run.clone(), next, 1 << 20).await.unwrap().parts;
+        let got = offsets(&parts);
+        assert_eq!(got[0], next);
+        next = got.last().unwrap() + 1;
+    }
+    let requests = setup.store.requests() - before;
+    assert!(requests <= 8, "{requests} requests for {} bytes", run.range.end);
+    assert_eq!(metrics.cache_unused_bytes.get(), 0);
+    // Another group, right behind, sends none.
+    assert_eq!(offsets(&wide.read(run.clone(), run.last_offset, 1).await.unwrap().parts), [run.last_offset]);
+    assert_eq!(setup.store.requests() - before, requests);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_stops_causes_nothing_more() {
+    let setup = long(40).await;
+    let run = &setup.runs[0];
+    let before = setup.store.requests();
+    let parts = setup.reader.read(run.clone(), run.first_offset, 1 << 20).await.unwrap().parts;
+    let next = offsets(&parts).last().unwrap() + 1;
+    setup.reader.read(run.clone(), next, 1 << 20).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let requests = setup.store.requests() - before;
+    assert!(requests <= 4, "{requests}");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(setup.store.requests() - before, requests);
 }
