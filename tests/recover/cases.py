@@ -67,9 +67,10 @@ class World:
         return self.root / f"data-{self.nodes}"
 
     def new_broker(self, data, like=None):
-        args = ["--store", self.url, "--upload-interval-ms", str(UPLOAD_MS), "--archive-interval-ms", str(ARCHIVE_MS)]
+        args = ["--store", self.url, "--upload-interval-ms", str(UPLOAD_MS)]
         broker = Broker(peer="isobar", data=data, args=args, log=self.root / f"{data.name}.log")
-        broker.env |= {"ISOBAR_SEGMENT_BYTES": str(8 << 20), "ISOBAR_SNAPSHOT_AFTER_BYTES": str(128 << 10)}
+        broker.env |= {"ISOBAR_WAL_SEGMENT": str(8 << 20), "ISOBAR_METADATA_SNAPSHOT_AFTER": str(128 << 10),
+                       "ISOBAR_ARCHIVE_INTERVAL": f"{ARCHIVE_MS}ms"}
         if like is not None:
             broker.port, broker.bootstrap = like.port, like.bootstrap
             broker.admin_port, broker.admin = like.admin_port, like.admin
