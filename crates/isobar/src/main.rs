@@ -7,6 +7,7 @@ mod dump;
 mod group;
 mod output;
 mod records;
+mod store_check;
 mod topic;
 
 use std::process::ExitCode;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Produce(args) => records::produce(args).await,
             Command::Consume(args) => records::consume(args).await,
             Command::Group(command) => group::run(command).await,
+            Command::Store(command) => store_check::run(command).await,
             Command::Dump(args) => dump::run(&args),
         }
     })

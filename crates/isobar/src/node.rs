@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! DATA/LOCK        held while a process uses the directory; names its pid
-//! DATA/node.json   written once everything below was formatted, and before the first client is served
+//! DATA/node.json   written once everything below was formatted and the store was found fit and marked as this
+//!                  cluster's, before the first client is served
 //! DATA/metadata/   Raft log and snapshots
 //! DATA/wal/        the WAL replica
 //! DATA/bucket/     the store, unless another is named
@@ -14,7 +15,8 @@
 //! Invariants:
 //! 1. A directory with `node.json` is a known node: nothing below it is ever formatted again. If a part of it is gone,
 //!    the node refuses to start (DESIGN.md section 2, invariant 6).
-//! 2. Start order: lock, quorum, image, WAL (reconciled with the image before effects are followed), broker, uploader.
+//! 2. Start order: lock, quorum, image, WAL (reconciled with the image before effects are followed), store (`open_store.rs`),
+//!    broker, uploader.
 //!    Stop order: connections are drained, uploads finish, then the quorum takes a snapshot and stops.
 //!
 //! Crash cases: killed while formatting, the next start formats what is missing, as no client was served. Killed at any
@@ -27,8 +29,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use isobar_admin::{Admin, AdminError, Health};
 use isobar_broker::{BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker, SessionProposer};
-use isobar_host::Host;
 use isobar_host::disk::DirLock;
+use isobar_host::{Host, Task};
 use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
 use isobar_metadata::{ClusterFormat, Command, CommandResult, Envelope, Image, StoreId};
 use isobar_protocol::Uuid;
@@ -44,6 +46,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use serde::{Deserialize, Serialize};
+
+use crate::open_store::{Known, verify, verify_later};
 
 /// The store's number and name in metadata.
 const STORE: StoreId = StoreId(1);
@@ -160,9 +164,13 @@ struct NodeFormat {
     version: u32,
     cluster_id: String,
     node_id: i32,
+    /// The cluster's marker was made in the store; since version 2.
+    #[serde(default)]
+    store_marked: bool,
 }
 
-const NODE_FORMAT_VERSION: u32 = 1;
+/// 1: the first. 2: `store_marked`.
+const NODE_FORMAT_VERSION: u32 = 2;
 
 /// A running node.
 pub struct Node {
@@ -174,6 +182,8 @@ pub struct Node {
     admin: Option<Admin>,
     disk_cache: Option<DiskCache>,
     store_metrics: StoreMetrics,
+    /// Looks at a store that did not answer at the start.
+    verifying: Option<Task>,
     _lock: DirLock,
 }
 
@@ -192,12 +202,10 @@ impl Node {
         quorum.metrics().register(&mut registry);
         let (image, effects) = quorum.subscribe();
         let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
-        if known.is_none() {
-            write_format(host, &options, &quorum.cluster().cluster_id)?;
-        }
         let store_metrics = StoreMetrics::default();
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
+        let verifying = verify_bucket(host, &options, &bucket, &quorum, known.as_ref()).await?;
         let memory = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
         let disk_cache = start_disk_cache(host, &options, &memory, &quorum.cluster().cluster_id, &bucket);
         let cache: Arc<dyn BlockCache> = match &disk_cache {
@@ -231,7 +239,18 @@ impl Node {
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
         let deleter = Deleter::start(host, bucket, proposer, options.deleter.clone());
         let admin = start_admin(host, &options, registry, &broker).await?;
-        Ok(Self { broker, quorum, wal, uploader, deleter, admin, disk_cache, store_metrics, _lock: lock })
+        Ok(Self {
+            broker,
+            quorum,
+            wal,
+            uploader,
+            deleter,
+            admin,
+            disk_cache,
+            store_metrics,
+            verifying,
+            _lock: lock,
+        })
     }
 
     /// Where Kafka clients connect.
@@ -278,6 +297,9 @@ impl Node {
         if let Some(admin) = &self.admin {
             admin.stop();
         }
+        if let Some(verifying) = &self.verifying {
+            verifying.abort();
+        }
         self.deleter.stop().await;
         self.broker.stop();
         if let Some(cache) = &self.disk_cache {
@@ -303,7 +325,7 @@ fn read_format(host: &Host, options: &NodeOptions) -> Result<Option<NodeFormat>,
     let wrong = |what: String| NodeError::Format { path: path.clone(), what };
     let format: NodeFormat = serde_json::from_slice(&bytes)
         .map_err(|error| wrong(format!("not a node's format file: {error}")))?;
-    if format.version != NODE_FORMAT_VERSION {
+    if format.version > NODE_FORMAT_VERSION {
         return Err(wrong(format!(
             "format version {} was written by a newer isobar; this one reads {NODE_FORMAT_VERSION}",
             format.version
@@ -315,12 +337,18 @@ fn read_format(host: &Host, options: &NodeOptions) -> Result<Option<NodeFormat>,
     Ok(Some(format))
 }
 
-fn write_format(host: &Host, options: &NodeOptions, cluster_id: &str) -> Result<(), NodeError> {
+fn write_format(
+    host: &Host,
+    options: &NodeOptions,
+    cluster_id: &str,
+    store_marked: bool,
+) -> Result<(), NodeError> {
     let path = format_path(options);
     let format = NodeFormat {
         version: NODE_FORMAT_VERSION,
         cluster_id: cluster_id.to_owned(),
         node_id: options.broker.node_id,
+        store_marked,
     };
     let mut text = serde_json::to_vec_pretty(&format)
         .map_err(|error| NodeError::Format { path: path.clone(), what: error.to_string() })?;
@@ -424,6 +452,38 @@ fn start_disk_cache(
     }
     let settings = DiskCacheOptions::new(options.data.join("cache"), max_bytes);
     Some(DiskCache::start(host, memory.clone(), cluster_id, settings, bucket.metrics().clone()))
+}
+
+/// Writes `node.json` where it is new or says less than is known now.
+async fn verify_bucket(
+    host: &Host,
+    options: &NodeOptions,
+    bucket: &Bucket,
+    quorum: &Quorum,
+    format: Option<&NodeFormat>,
+) -> Result<Option<Task>, NodeError> {
+    let known = match format {
+        None => Known::Fresh,
+        Some(format) if format.store_marked => Known::Marked,
+        Some(_) => Known::Unmarked,
+    };
+    let cluster_id = quorum.cluster().cluster_id.clone();
+    let verified = verify(bucket, &cluster_id, known).await?;
+    if verified && known != Known::Marked {
+        write_format(host, options, &cluster_id, true)?;
+    }
+    if verified {
+        return Ok(None);
+    }
+    let (host_then, options_then, id) = (host.clone(), options.clone(), cluster_id.clone());
+    let seen = move || {
+        if known != Known::Marked
+            && let Err(error) = write_format(&host_then, &options_then, &id, true)
+        {
+            tracing::warn!(%error, "the next start will look for the store's marker again");
+        }
+    };
+    Ok(Some(verify_later(host, bucket.clone(), cluster_id, known, seen)))
 }
 
 fn start_uploader(
