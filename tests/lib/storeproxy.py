@@ -1,196 +1,220 @@
-"""An HTTP proxy before an object store's server, which makes it fail in the ways that clouds do.
+#!/usr/bin/env python3
+"""A proxy before an object store that does to requests what networks and stores do: HTTP/1.1, any store.
 
-    with StoreProxy(upstream_port) as proxy:          # a process of its own, on proxy.port of 127.0.0.1
-        proxy.set(throttle=0.3)                       # three requests in ten answer 503 SlowDown, and never arrive
-        proxy.set(lose=0.1)                           # PUTs and DELETEs arrive, their answers are lost
-        proxy.set(slow_ms=400)                        # each request waits for up to so long
-        proxy.set(down=True)                          # connections are refused or cut
-        proxy.set()                                   # nothing goes wrong
-        proxy.counts()                                # what was done so far
+    storeproxy.py UPSTREAM_HOST:PORT [LISTEN_PORT [CONTROL_PORT]]      prints "PROXY port CONTROL port"; runs until killed
 
-It changes no header, so signatures stay right: the client must be told the proxy's address as the server's.
+    with StoreProxy("127.0.0.1:9110") as proxy:                        # or from Python
+        proxy.set(storm=0.5)        # half of the requests get 503 SlowDown / ServerBusy and are not passed on
+        proxy.set(delay_ms=200)     # each request waits before it is passed on
+        proxy.set(lose=0.2)         # of requests that write: passed on, answered by the store, the answer is thrown away
+        proxy.set(stopped_s=60)     # connections are cut and refused for so long
+        proxy.set(refuse=[403, "AccessDenied"], methods=["PUT", "POST", "DELETE"])   # this answer to these methods
+        proxy.set()                 # all faults off
+        proxy.counts()              # requests, stormed, lost, refused, bytes
+
+Control is HTTP too: POST /set with the same names as JSON (what is absent is off), GET /counts. From a shell:
+    curl -s -d '{"storm": 0.3}' http://127.0.0.1:CONTROL/set
+The signature of a request stays valid, because nothing in it is changed.
 """
 
 import asyncio
 import json
-import multiprocessing
-import os
 import pathlib
 import random
-import socket
-import tempfile
-import time
+import subprocess
+import sys
+import urllib.request
 
-from broker import die_with_parent, free_ports
-
-_MOST_HEAD_BYTES = 64 << 10
-_SLOW_DOWN = b"<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+ALL_METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE"]
+WRITES = ("PUT", "POST", "DELETE")
 
 
-class _Plan:
-    def __init__(self, directory, seed):
-        self.file = directory / "plan.json"
-        self.counts_file = directory / "counts.json"
-        self.random = random.Random(seed)
-        self.stamp = None
-        self.plan = {}
-        self.counts = {}
+class Proxy:
+    def __init__(self, upstream):
+        host, port = upstream.rsplit(":", 1)
+        self.upstream = host, int(port)
+        self.faults = {}
+        self.count = {"requests": 0, "stormed": 0, "lost": 0, "refused": 0, "bytes": 0}
+        self.writers = set()
+        self.server = self.port = None
+        self.random = random.Random(1)
 
-    def look(self):
-        stamp = self.file.stat().st_mtime_ns if self.file.exists() else None
-        if stamp != self.stamp:
-            self.stamp = stamp
-            self.plan = json.loads(self.file.read_text()) if stamp else {}
-        return self.plan
+    async def listen(self, port):
+        self.server = await asyncio.start_server(self.connection, "127.0.0.1", port, limit=1 << 20, backlog=512)
+        self.port = self.server.sockets[0].getsockname()[1]
 
-    def hit(self, what):
-        return self.random.random() < self.look().get(what, 0)
+    async def set(self, faults):
+        self.faults = faults
+        if faults.get("stopped_s"):
+            self.server.close()
+            for writer in list(self.writers):
+                writer.transport.abort()
+            asyncio.get_running_loop().call_later(faults["stopped_s"], lambda: asyncio.ensure_future(self.resume()))
 
-    def count(self, what):
-        self.counts[what] = self.counts.get(what, 0) + 1
+    async def resume(self):
+        self.faults = {}
+        await self.listen(self.port)
 
-    async def keep_counts(self):
+    async def connection(self, reader, writer):
+        upstream = None
+        self.writers.add(writer)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                upstream = await self.request(head, reader, writer, upstream)
+                if upstream is None:
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError, OSError):
+            pass
+        finally:
+            self.writers.discard(writer)
+            writer.transport.abort() if self.faults.get("stopped_s") else writer.close()
+            if upstream:
+                upstream[1].close()
+
+    async def request(self, head, reader, writer, upstream):
+        faults, self.count["requests"] = self.faults, self.count["requests"] + 1
+        method = head.split(b" ", 1)[0].decode()
+        fields = fields_of(head)
+        if fields.get("expect", "").lower() == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = await read_body(reader, fields)
+        self.count["bytes"] += len(body)
+        if faults.get("refuse") and method in faults.get("methods", ALL_METHODS):
+            self.count["refused"] += 1
+            writer.write(answer(method, *faults["refuse"]))
+            await writer.drain()
+            return upstream or await asyncio.open_connection(*self.upstream, limit=1 << 20)
+        if self.random.random() < faults.get("storm", 0):
+            self.count["stormed"] += 1
+            writer.write(answer(method, 503, "SlowDown", "ServerBusy"))
+            await writer.drain()
+            return upstream or await asyncio.open_connection(*self.upstream, limit=1 << 20)
+        if faults.get("delay_ms"):
+            await asyncio.sleep(faults["delay_ms"] / 1000)
+        for attempt in (1, 2):
+            if upstream is None:
+                upstream = await asyncio.open_connection(*self.upstream, limit=1 << 20)
+            upstream[1].write(head + body)
+            try:
+                reply = await upstream[0].readuntil(b"\r\n\r\n")
+                while reply.startswith(b"HTTP/1.1 100"):
+                    reply = await upstream[0].readuntil(b"\r\n\r\n")
+                break
+            except (asyncio.IncompleteReadError, ConnectionError):
+                # The store had closed an idle connection: that is no fault that was asked for.
+                upstream = None
+                if attempt == 2:
+                    return None
+        fields = fields_of(reply)
+        status = int(reply.split(b" ", 2)[1])
+        empty = method == "HEAD" or status in (204, 304)
+        lose = method in WRITES and self.random.random() < faults.get("lose", 0)
+        if not lose:
+            writer.write(reply)
+        if not empty:
+            await copy_body(upstream[0], fields, None if lose else writer)
+        if lose:
+            self.count["lost"] += 1
+            upstream[1].close()
+            return None
+        await writer.drain()
+        if fields.get("connection", "").lower() == "close":
+            return None
+        return upstream
+
+    async def control(self, reader, writer):
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            body = await read_body(reader, fields_of(head))
+            if head.startswith(b"POST"):
+                await self.set(json.loads(body or b"{}"))
+            text = json.dumps(self.count).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+            await writer.drain()
+        finally:
+            writer.close()
+
+
+def fields_of(head):
+    lines = head.decode("latin1").split("\r\n")[1:]
+    return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+
+
+async def read_body(reader, fields):
+    if "chunked" in fields.get("transfer-encoding", ""):
+        parts = []
         while True:
-            await asyncio.sleep(0.2)
-            whole = self.counts_file.with_suffix(".new")
-            whole.write_text(json.dumps(self.counts))
-            whole.rename(self.counts_file)
-
-
-def _field(head, name):
-    for line in head.split(b"\r\n")[1:]:
-        key, _, value = line.partition(b":")
-        if key.strip().lower() == name:
-            return value.strip()
-    return None
-
-
-async def _body(reader, head, writer):
-    """Moves a body on; False if it goes on to the end of the connection."""
-    if (_field(head, b"transfer-encoding") or b"").lower() == b"chunked":
-        while True:
-            line = await reader.readuntil(b"\r\n")
+            line = await reader.readline()
             size = int(line.split(b";")[0], 16)
-            part = line + await reader.readexactly(size + 2)
-            if writer:
-                writer.write(part)
-                await writer.drain()
+            parts += [line, await reader.readexactly(size + 2)]
             if size == 0:
-                return True
-    length = _field(head, b"content-length")
-    left = int(length) if length else 0
+                return b"".join(parts)
+    return await reader.readexactly(int(fields.get("content-length", 0)))
+
+
+async def copy_body(reader, fields, writer):
+    if "chunked" in fields.get("transfer-encoding", ""):
+        body = await read_body(reader, fields)
+        if writer:
+            writer.write(body)
+        return
+    left = int(fields.get("content-length", 0))
     while left > 0:
         part = await reader.read(min(left, 1 << 18))
         if not part:
-            raise ConnectionError("cut")
+            raise ConnectionError
         left -= len(part)
         if writer:
             writer.write(part)
             await writer.drain()
-    return length is not None
 
 
-async def _request(plan, reader, writer, upstream):
-    head = await reader.readuntil(b"\r\n\r\n")
-    method = head.split(b" ", 1)[0]
-    plan.count("requests")
-    if plan.look().get("down"):
-        plan.count("refused")
-        raise ConnectionError("down")
-    slow_ms = plan.look().get("slow_ms", 0)
-    if slow_ms:
-        plan.count("slowed")
-        await asyncio.sleep(plan.random.uniform(0, slow_ms / 1000))
-    if plan.hit("throttle"):
-        plan.count("throttled")
-        if _field(head, b"expect") is None:
-            await _body(reader, head, None)
-        writer.write(b"HTTP/1.1 503 Slow Down\r\ncontent-type: application/xml\r\ncontent-length: %d\r\n\r\n%s" % (len(_SLOW_DOWN), _SLOW_DOWN))
-        await writer.drain()
-        return
-    up_reader, up_writer = upstream
-    up_writer.write(head)
-    await _body(reader, head, up_writer)
-    await up_writer.drain()
-    lose = method in (b"PUT", b"DELETE", b"POST") and plan.hit("lose")
-    while True:
-        answer = await up_reader.readuntil(b"\r\n\r\n")
-        status = int(answer.split(b" ", 2)[1])
-        if status >= 200:
-            break
-    if lose:
-        # The server has done it; nobody hears of it.
-        plan.count("lost")
-        raise ConnectionError("lost")
-    writer.write(answer)
-    if method != b"HEAD" and status not in (204, 304):
-        await _body(up_reader, answer, writer)
-    await writer.drain()
-    if (_field(answer, b"connection") or b"").lower() == b"close":
-        raise ConnectionError("closed")
+def answer(method, status, code, azure_code=None):
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>said the proxy</Message></Error>'.encode()
+    head = (
+        f"HTTP/1.1 {status} X\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+        f"x-ms-error-code: {azure_code or code}\r\n\r\n"
+    ).encode()
+    return head if method == "HEAD" else head + body
 
 
-async def _client(plan, upstream_port, reader, writer):
-    up_writer = None
-    try:
-        upstream = await asyncio.open_connection("127.0.0.1", upstream_port, limit=1 << 20)
-        up_writer = upstream[1]
-        while True:
-            await _request(plan, reader, writer, upstream)
-    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
-        pass
-    finally:
-        for end in (writer, up_writer):
-            if end is not None:
-                end.transport.abort()
-
-
-async def _serve(port, upstream_port, directory, seed):
-    plan = _Plan(directory, seed)
-    serve = lambda reader, writer: _client(plan, upstream_port, reader, writer)  # noqa: E731
-    server = await asyncio.start_server(serve, "127.0.0.1", port, limit=1 << 20)
-    counting = asyncio.create_task(plan.keep_counts())
-    async with server:
-        await server.serve_forever()
-    await counting
-
-
-def _main(port, upstream_port, directory, seed):
-    die_with_parent()
-    asyncio.run(_serve(port, upstream_port, directory, seed))
+async def main(upstream, port, control_port):
+    proxy = Proxy(upstream)
+    await proxy.listen(port)
+    control = await asyncio.start_server(proxy.control, "127.0.0.1", control_port)
+    print("PROXY", proxy.port, "CONTROL", control.sockets[0].getsockname()[1], flush=True)
+    await asyncio.Event().wait()
 
 
 class StoreProxy:
-    def __init__(self, upstream_port, seed=1, port=None):
-        self.port = port or free_ports(1)[0]
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="isobar-proxy-"))
-        args = (self.port, upstream_port, self.directory, seed)
-        self.process = multiprocessing.get_context("spawn").Process(target=_main, args=args, daemon=True)
+    """The proxy in a process of its own."""
+
+    def __init__(self, upstream):
+        command = [sys.executable, str(pathlib.Path(__file__).resolve()), upstream]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        words = self.process.stdout.readline().split()
+        self.port, self.control = int(words[1]), int(words[3])
+        self.address = f"127.0.0.1:{self.port}"
+
+    def set(self, **faults):
+        self._ask("set", json.dumps(faults).encode())
+
+    def counts(self):
+        return self._ask("counts", None)
+
+    def _ask(self, path, body):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.control}/{path}", data=body, timeout=10) as answered:
+            return json.load(answered)
 
     def __enter__(self):
-        self.process.start()
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return self
-            except OSError:
-                if time.monotonic() > deadline or not self.process.is_alive():
-                    raise
-                time.sleep(0.02)
+        return self
 
     def __exit__(self, *_):
         self.process.kill()
-        self.process.join()
-        for file in self.directory.iterdir():
-            file.unlink()
-        self.directory.rmdir()
+        self.process.wait()
 
-    def set(self, **plan):
-        whole = self.directory / "plan.new"
-        whole.write_text(json.dumps(plan))
-        os.replace(whole, self.directory / "plan.json")
 
-    def counts(self):
-        file = self.directory / "counts.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+if __name__ == "__main__":
+    ports = [int(port) for port in sys.argv[2:]] + [0, 0]
+    asyncio.run(main(sys.argv[1], ports[0], ports[1]))

@@ -51,6 +51,9 @@ pub(crate) enum Command {
     /// Check a configuration file, and show what holds.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Look at a bucket before or while it is used.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Show what is inside a journal, object or snapshot, in readable form. The broker need not run.
     Dump(DumpArgs),
     /// Hold a running node's store against its metadata: objects that nothing refers to, and data that is missing or damaged.
@@ -331,6 +334,29 @@ pub(crate) enum GroupCommand {
         name: String,
         #[command(flatten)]
         remote: Remote,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Check step by step whether a store is fit for Isobar, and say what is missing.
+    ///
+    /// URL is file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix?account=NAME or
+    /// abfss://container@account.dfs.core.windows.net/prefix. Options follow as a query, for example
+    /// s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=us-east-1; a wrong one lists all. Credentials come from the
+    /// environment. It writes below probe/ and deletes what it wrote. Exit code 0 only if the store is fit.
+    Check {
+        /// The store.
+        url: String,
+        /// Print JSON, one object a step, for programs.
+        #[arg(long)]
+        json: bool,
+        /// Races of 16 writers for one object.
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        races: usize,
+        /// Skip the measurement of latencies.
+        #[arg(long)]
+        quick: bool,
     },
 }
 

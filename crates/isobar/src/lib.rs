@@ -4,6 +4,7 @@ mod archive;
 pub mod config;
 mod jobs;
 pub mod node;
+mod open_store;
 mod operations;
 mod recover;
 

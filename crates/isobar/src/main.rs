@@ -11,6 +11,7 @@ mod group;
 mod output;
 mod records;
 mod recover_command;
+mod store_check;
 mod topic;
 
 use std::process::ExitCode;
@@ -61,6 +62,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Group(command) => group::run(command).await,
             Command::Recover(args) => recover_command::run(args).await,
             Command::Config(_) => Ok(()),
+            Command::Store(command) => store_check::run(command).await,
             Command::Dump(args) => dump::run(&args),
             Command::Fsck(args) => fsck::run(args).await,
         }

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! DATA/LOCK        held while a process uses the directory; names its pid
-//! DATA/node.json   written once everything below was formatted, and before the first client is served
+//! DATA/node.json   written once everything below was formatted and the store was found fit and marked as this
+//!                  cluster's, before the first client is served
 //! DATA/metadata/   Raft log and snapshots
 //! DATA/wal/        the WAL replica
 //! DATA/bucket/     the store, unless another is named
@@ -18,7 +19,8 @@
 //! 2. A directory with `RECOVERING` is half made by `isobar recover`: it is not started.
 //! 3. The incarnation's claim is looked at before the first client is served, if the store answers in time; from then on by
 //!    the archiver and the deleter. A node that has lost it takes no more commands, says so in its health, and ends.
-//! 4. Start order: lock, quorum, image, claim, archiver, WAL (reconciled with the image before effects are followed), broker, uploader.
+//! 4. Start order: lock, quorum, image, WAL (reconciled with the image before effects are followed), store (`open_store.rs`), claim,
+//!    archiver, broker, uploader.
 //!    Stop order: connections are drained, uploads finish, the log is archived, then the quorum takes a snapshot and stops.
 //!
 //! Crash cases: killed while formatting, the next start formats what is missing, as no client was served. Killed at any
@@ -30,8 +32,8 @@ use std::time::Duration;
 
 use isobar_admin::{Admin, AdminError, Health};
 use isobar_broker::{BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker};
-use isobar_host::Host;
 use isobar_host::disk::DirLock;
+use isobar_host::{Host, Task};
 use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
 use isobar_metadata::{ClusterFormat, Command, Envelope, Image, StoreId};
 use isobar_protocol::Uuid;
@@ -53,6 +55,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::StoreArchive;
 pub use crate::jobs::JobOptions;
 use crate::jobs::Jobs;
+use crate::open_store::{Known, verify, verify_later};
 use crate::operations::NodeOperations;
 
 /// Marks a directory that a recovery is making.
@@ -187,9 +190,13 @@ struct NodeFormat {
     version: u32,
     cluster_id: String,
     node_id: i32,
+    /// The cluster's marker was made in the store; since version 2.
+    #[serde(default)]
+    store_marked: bool,
 }
 
-const NODE_FORMAT_VERSION: u32 = 1;
+/// 1: the first. 2: `store_marked`.
+const NODE_FORMAT_VERSION: u32 = 2;
 
 /// A running node.
 pub struct Node {
@@ -203,6 +210,8 @@ pub struct Node {
     admin: Option<Admin>,
     disk_cache: Option<DiskCache>,
     store_metrics: StoreMetrics,
+    /// Looks at a store that did not answer at the start.
+    verifying: Option<Task>,
     _lock: DirLock,
 }
 
@@ -220,17 +229,15 @@ impl Node {
         let quorum = start_quorum(host, &options, known.is_none()).await?;
         raise_level(&quorum).await?;
         quorum.metrics().register(&mut registry);
+        let (image, effects) = quorum.subscribe();
+        let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
         let store_metrics = StoreMetrics::default();
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
+        let verifying = verify_bucket(host, &options, &bucket, &quorum, known.as_ref()).await?;
         let guard = claim(host, &quorum, &bucket).await?;
         let archive = StoreArchive { host: host.clone(), bucket: bucket.clone(), guard: Some(guard.clone()) };
         let archiver = quorum.archive(Arc::new(archive), options.archive.clone());
-        let (image, effects) = quorum.subscribe();
-        let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
-        if known.is_none() {
-            write_format(host, &options.data, options.broker.node_id, &quorum.cluster().cluster_id)?;
-        }
         let memory = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
         let disk_cache = start_disk_cache(host, &options, &memory, &quorum.cluster().cluster_id, &bucket);
         let cache: Arc<dyn BlockCache> = match &disk_cache {
@@ -287,6 +294,7 @@ impl Node {
             admin,
             disk_cache,
             store_metrics,
+            verifying,
             _lock: lock,
         })
     }
@@ -353,6 +361,9 @@ impl Node {
         }
         if let Some(admin) = &self.admin {
             admin.stop();
+        }
+        if let Some(verifying) = &self.verifying {
+            verifying.abort();
         }
         self.jobs.stop().await;
         self.deleter.stop().await;
@@ -423,7 +434,7 @@ fn read_format(host: &Host, options: &NodeOptions) -> Result<Option<NodeFormat>,
     let wrong = |what: String| NodeError::Format { path: path.clone(), what };
     let format: NodeFormat = serde_json::from_slice(&bytes)
         .map_err(|error| wrong(format!("not a node's format file: {error}")))?;
-    if format.version != NODE_FORMAT_VERSION {
+    if format.version > NODE_FORMAT_VERSION {
         return Err(wrong(format!(
             "format version {} was written by a newer isobar; this one reads {NODE_FORMAT_VERSION}",
             format.version
@@ -440,9 +451,15 @@ pub(crate) fn write_format(
     data: &Path,
     node_id: i32,
     cluster_id: &str,
+    store_marked: bool,
 ) -> Result<(), NodeError> {
     let path = data.join("node.json");
-    let format = NodeFormat { version: NODE_FORMAT_VERSION, cluster_id: cluster_id.to_owned(), node_id };
+    let format = NodeFormat {
+        version: NODE_FORMAT_VERSION,
+        cluster_id: cluster_id.to_owned(),
+        node_id,
+        store_marked,
+    };
     let mut text = serde_json::to_vec_pretty(&format)
         .map_err(|error| NodeError::Format { path: path.clone(), what: error.to_string() })?;
     text.push(b'\n');
@@ -546,6 +563,39 @@ fn start_disk_cache(
     }
     let settings = DiskCacheOptions::new(options.data.join("cache"), max_bytes);
     Some(DiskCache::start(host, memory.clone(), cluster_id, settings, bucket.metrics().clone()))
+}
+
+/// Writes `node.json` where it is new or says less than is known now.
+async fn verify_bucket(
+    host: &Host,
+    options: &NodeOptions,
+    bucket: &Bucket,
+    quorum: &Quorum,
+    format: Option<&NodeFormat>,
+) -> Result<Option<Task>, NodeError> {
+    let known = match format {
+        None => Known::Fresh,
+        Some(format) if format.store_marked => Known::Marked,
+        Some(_) => Known::Unmarked,
+    };
+    let cluster_id = quorum.cluster().cluster_id.clone();
+    let verified = verify(bucket, &cluster_id, known).await?;
+    if verified && known != Known::Marked {
+        write_format(host, &options.data, options.broker.node_id, &cluster_id, true)?;
+    }
+    if verified {
+        return Ok(None);
+    }
+    let (host_then, data, id) = (host.clone(), options.data.clone(), cluster_id.clone());
+    let node_id = options.broker.node_id;
+    let seen = move || {
+        if known != Known::Marked
+            && let Err(error) = write_format(&host_then, &data, node_id, &id, true)
+        {
+            tracing::warn!(%error, "the next start will look for the store's marker again");
+        }
+    };
+    Ok(Some(verify_later(host, bucket.clone(), cluster_id, known, seen)))
 }
 
 fn start_uploader(

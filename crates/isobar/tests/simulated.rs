@@ -87,7 +87,6 @@ fn full_wal_holds_producers_up_and_loses_nothing() {
     world.add_node("broker", disk);
     world.add_node("client", Arc::new(SimDisk::new(8)));
     let bucket = Bucket::new(7, FaultPlan::NONE);
-    bucket.set_outage(true);
     let node: Arc<Mutex<Option<Node>>> = Arc::default();
     let (started, settings) = (Arc::clone(&node), options(&bucket));
     world.boot("broker", |host| async move {
@@ -99,8 +98,14 @@ fn full_wal_holds_producers_up_and_loses_nothing() {
         send_and_read(host).await;
         *ended.lock() = true;
     });
+    let mut out = false;
     for millisecond in 0..120_000 {
         world.step();
+        if !out && node.lock().is_some() {
+            // Formatting needs the store.
+            bucket.set_outage(true);
+            out = true;
+        }
         if millisecond == 10_000 {
             let node = node.lock();
             let node = node.as_ref().unwrap();

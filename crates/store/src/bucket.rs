@@ -2,11 +2,14 @@
 //!
 //! What it promises
 //! 1. A request ends within its total deadline, whatever the store does.
-//! 2. A request that failed is tried again, with jitter, as long as the deadline allows and the failure may pass. Only
-//!    requests that may be sent twice exist here: GET, DELETE, and PUT of a name whose bytes are fixed.
-//! 3. An error says whether the request may have happened: `DidNotHappen` only if no attempt may have.
+//! 2. A request that failed is tried again, with jitter and under the bucket's budget of retries, as long as the deadline
+//!    allows and the failure may pass. Only requests that may be sent twice exist here: GET, DELETE, PUT of a name whose bytes are
+//!    fixed, and a create whose bytes tell whose they are.
+//! 3. An error says whether the request may have happened: `DidNotHappen` only if no attempt may have. It names the cause and
+//!    what to do about it.
 //! 4. Every attempt is counted and timed.
-//! 5. Requests wait for room among those of all classes ([`Classes`]), within their total deadline.
+//! 5. Nothing is written while it is not known whether the bucket is this cluster's ([`Bucket::hold_writes`]).
+//! 6. Requests wait for room among those of all classes ([`Classes`]), within their total deadline.
 
 use std::fmt;
 use std::ops::Range;
@@ -18,20 +21,30 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use isobar_host::Host;
 use object_store::path::Path as Key;
-use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutPayload};
-use tokio::time::Instant;
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use parking_lot::Mutex;
 
 use crate::StoreError;
+use crate::cause::Failure;
 use crate::classes::{Class, Classes};
-use crate::directory::{Directory, WriteFailure};
+use crate::cloud::http::Wire;
+use crate::directory::Directory;
 use crate::hedge::Hedging;
-use crate::metrics::{OpLabels, RequestLabels, StoreMetrics};
+use crate::metrics::StoreMetrics;
+use crate::url::{StoreKind, StoreUrl};
 
+mod budget;
+mod health;
 mod listing;
+mod retry;
 mod stream;
 mod traffic;
 
+use budget::Budget;
+use health::HealthState;
+pub use health::{BucketHealth, Trouble};
 pub use listing::ListedObject;
+use retry::Seen;
 pub use stream::PutStream;
 
 /// Deadlines and patience.
@@ -64,12 +77,12 @@ impl Default for BucketOptions {
     }
 }
 
-/// What a create found.
+/// Whose a key is after [`Bucket::create`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
-    /// The object is the one that was given.
+    /// The key holds the bytes of this call.
     Mine,
-    /// There is one already.
+    /// The key holds other bytes.
     Exists,
 }
 
@@ -79,11 +92,19 @@ enum Backend {
     Cloud(Arc<dyn ObjectStore>),
 }
 
+/// Whether writes may go out.
+enum Gate {
+    Open,
+    /// It is not known whose the bucket is.
+    Held,
+    /// It is another cluster's.
+    Shut(String),
+}
+
 /// One store. Cheap to clone.
 #[derive(Clone)]
 pub struct Bucket {
     inner: Arc<Inner>,
-    /// Of the requests sent through this handle.
     class: Class,
 }
 
@@ -92,8 +113,13 @@ struct Inner {
     name: String,
     prefix: String,
     backend: Backend,
+    /// What a cloud's HTTP client sees; directories and given stores have none.
+    wire: Option<Wire>,
     options: BucketOptions,
     metrics: StoreMetrics,
+    budget: Budget,
+    health: HealthState,
+    gate: Mutex<Gate>,
     classes: Classes,
     hedging: Hedging,
 }
@@ -107,18 +133,9 @@ impl fmt::Debug for Bucket {
     }
 }
 
-/// How one attempt failed.
-struct Failure {
-    /// The attempt may have had its effect.
-    happened: bool,
-    /// Trying again may help.
-    transient: bool,
-    not_found: bool,
-    why: String,
-}
-
 impl Bucket {
-    /// Opens `url`: `file:///absolute/dir` (made if it is not there). The clouds' URLs come with their own issue.
+    /// Opens the store that a URL names (`url.rs` says which forms there are). A directory is made if it is not there; of a
+    /// cloud's nothing is asked yet.
     pub async fn open(
         host: &Host,
         name: &str,
@@ -126,17 +143,30 @@ impl Bucket {
         options: BucketOptions,
         metrics: StoreMetrics,
     ) -> Result<Self, StoreError> {
-        let Some(path) = url.strip_prefix("file://") else {
-            return Err(StoreError::Config(format!(
-                "store URL {url:?}: only file:///absolute/path is supported yet"
-            )));
-        };
-        if !path.starts_with('/') {
-            return Err(StoreError::Config(format!(
-                "store URL {url:?}: the path after file:// must be absolute"
-            )));
+        let url = StoreUrl::parse(url)?;
+        if url.kind == StoreKind::Directory {
+            return Self::open_dir(host, name, &PathBuf::from(&url.base), options, metrics).await;
         }
-        Self::open_dir(host, name, &PathBuf::from(path), options, metrics).await
+        let cloud = crate::cloud::open(host, &url)?;
+        let backend = Backend::Cloud(cloud.store);
+        Ok(Self::with_backend(host, name, &url.prefix, (backend, Some(cloud.wire)), options, metrics))
+    }
+
+    /// As [`Self::open`], beside a process that may be using it: what that one has under way in a directory stays.
+    pub async fn attach(
+        host: &Host,
+        name: &str,
+        url: &str,
+        options: BucketOptions,
+        metrics: StoreMetrics,
+    ) -> Result<Self, StoreError> {
+        let parsed = StoreUrl::parse(url)?;
+        if parsed.kind != StoreKind::Directory {
+            return Self::open(host, name, url, options, metrics).await;
+        }
+        let root = PathBuf::from(&parsed.base);
+        let directory = Directory::attach(host, &root).await.map_err(|error| cannot_open(&root, &error))?;
+        Ok(Self::with_backend(host, name, "", (Backend::Directory(directory), None), options, metrics))
     }
 
     /// Opens a directory as a store; made if it is not there.
@@ -147,10 +177,8 @@ impl Bucket {
         options: BucketOptions,
         metrics: StoreMetrics,
     ) -> Result<Self, StoreError> {
-        let directory = Directory::open(host, root)
-            .await
-            .map_err(|error| StoreError::Config(format!("store directory {}: {error}", root.display())))?;
-        Ok(Self::with_backend(host, name, "", Backend::Directory(directory), options, metrics))
+        let directory = Directory::open(host, root).await.map_err(|error| cannot_open(root, &error))?;
+        Ok(Self::with_backend(host, name, "", (Backend::Directory(directory), None), options, metrics))
     }
 
     /// Any object_store below a prefix (may be empty).
@@ -162,14 +190,14 @@ impl Bucket {
         options: BucketOptions,
         metrics: StoreMetrics,
     ) -> Self {
-        Self::with_backend(host, name, prefix, Backend::Cloud(store), options, metrics)
+        Self::with_backend(host, name, prefix, (Backend::Cloud(store), None), options, metrics)
     }
 
     fn with_backend(
         host: &Host,
         name: &str,
         prefix: &str,
-        backend: Backend,
+        (backend, wire): (Backend, Option<Wire>),
         options: BucketOptions,
         metrics: StoreMetrics,
     ) -> Self {
@@ -178,8 +206,12 @@ impl Bucket {
             name: name.to_owned(),
             prefix: prefix.trim_matches('/').to_owned(),
             backend,
+            wire,
             options,
             metrics,
+            budget: Budget::new(),
+            health: HealthState::default(),
+            gate: Mutex::new(Gate::Open),
             classes: Classes::default(),
             hedging: Hedging::default(),
         };
@@ -196,6 +228,43 @@ impl Bucket {
         &self.inner.metrics
     }
 
+    /// What its last requests say about it.
+    pub fn health(&self) -> BucketHealth {
+        self.inner.health.get()
+    }
+
+    /// The store's clock minus ours in milliseconds, once it has answered; exact to a second.
+    pub fn clock_skew_ms(&self) -> Option<i64> {
+        self.inner.wire.as_ref()?.skew_ms()
+    }
+
+    /// The object_store below, without prefix, deadlines and retries: for conformance tests.
+    pub fn raw(&self) -> Option<Arc<dyn ObjectStore>> {
+        match &self.inner.backend {
+            Backend::Directory(_) => None,
+            Backend::Cloud(store) => Some(Arc::clone(store)),
+        }
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.inner.host
+    }
+
+    /// From now on writes and deletes fail as not happened, until [`Self::allow_writes`].
+    pub fn hold_writes(&self) {
+        *self.inner.gate.lock() = Gate::Held;
+    }
+
+    /// The bucket is this cluster's.
+    pub fn allow_writes(&self) {
+        *self.inner.gate.lock() = Gate::Open;
+    }
+
+    /// The bucket is not this cluster's: writes and deletes are refused with these words.
+    pub fn refuse_writes(&self, why: &str) {
+        *self.inner.gate.lock() = Gate::Shut(why.to_owned());
+    }
+
     /// The directory, if it is one.
     pub fn directory(&self) -> Option<&std::path::Path> {
         match &self.inner.backend {
@@ -207,37 +276,73 @@ impl Bucket {
     /// Stores an object. The bytes of a key never change, so this may be repeated, also after `MayHaveHappened`.
     pub async fn put(&self, key: &str, parts: Vec<Bytes>) -> Result<(), StoreError> {
         let total: u64 = parts.iter().map(|part| part.len() as u64).sum();
-        let attempt = || async {
-            match &self.inner.backend {
-                Backend::Directory(directory) => {
-                    directory.put(key, parts.clone()).await.map_err(Failure::of_write)
-                }
-                Backend::Cloud(store) => {
-                    let payload: PutPayload = parts.iter().cloned().collect();
-                    store
-                        .put(&self.key(key), payload)
-                        .await
-                        .map(drop)
-                        .map_err(|error| Failure::of_store(error, true))
+        let attempt = |seen: Seen| {
+            let parts = parts.clone();
+            async move {
+                match &self.inner.backend {
+                    Backend::Directory(directory) => {
+                        directory.put(key, parts).await.map_err(|failure| Failure::of_write(&failure))
+                    }
+                    Backend::Cloud(store) => {
+                        let payload: PutPayload = parts.into_iter().collect();
+                        let done = store.put(&self.key(key), payload).await;
+                        done.map(drop).map_err(|error| Failure::of_store(&error, true, &seen.lock()))
+                    }
                 }
             }
         };
-        let options = &self.inner.options;
-        let _permit = self.permit("put", key, total, options.put_total).await?;
-        self.retry("put", key, options.put_attempt, options.put_total, true, attempt).await?;
+        let _permit = self.permit("put", key, total, self.inner.options.put_total).await?;
+        self.write("put", key, attempt).await?;
         self.count_bytes("put", total);
         Ok(())
     }
 
-    /// Stores an object unless there is one of this key.
+    /// Stores an object only if there is none of this name: the one conditional write. Of any number of callers with
+    /// different bytes exactly one finds that the key is its own. The bytes must hold something that nobody else writes (a
+    /// random writer id), because that is how a repeated request knows its own earlier success.
+    ///
+    /// An error leaves open whose the key is or will be, unless it is `DidNotHappen` or `Refused`.
     pub async fn create(&self, key: &str, bytes: Bytes) -> Result<Created, StoreError> {
-        match self.size(key).await {
-            Ok(_) => return Ok(Created::Exists),
-            Err(StoreError::NotFound(_)) => {}
-            Err(error) => return Err(error),
+        let attempt = |seen: Seen| {
+            let bytes = bytes.clone();
+            async move {
+                let created = match &self.inner.backend {
+                    Backend::Directory(directory) => directory
+                        .create(key, bytes.clone())
+                        .await
+                        .map_err(|failure| Failure::of_write(&failure)),
+                    Backend::Cloud(store) => {
+                        let options = PutOptions::from(PutMode::Create);
+                        let done = store.put_opts(&self.key(key), bytes.clone().into(), options).await;
+                        done.map(drop).map_err(|error| Failure::of_store(&error, true, &seen.lock()))
+                    }
+                };
+                match created {
+                    Ok(()) => Ok(Created::Mine),
+                    Err(failure) if failure.exists => self.whose(key, &bytes, seen).await,
+                    Err(failure) => Err(failure),
+                }
+            }
+        };
+        let created = self.write("create", key, attempt).await?;
+        if created == Created::Mine {
+            self.count_bytes("create", bytes.len() as u64);
         }
-        self.put(key, vec![bytes]).await?;
-        Ok(Created::Mine)
+        Ok(created)
+    }
+
+    /// Whose bytes a taken key holds: an earlier attempt's of the same call are ours.
+    async fn whose(&self, key: &str, bytes: &Bytes, seen: Seen) -> Result<Created, Failure> {
+        // One more than ours have shows that they are not ours.
+        let there = self.get_some(key, 0..bytes.len() as u64 + 1, seen).await;
+        match there {
+            Ok(there) if there == *bytes => Ok(Created::Mine),
+            Ok(_) => Ok(Created::Exists),
+            // A store that says 409 to all while two race may have taken neither; or it was deleted meanwhile.
+            Err(failure) => {
+                Err(Failure { transient: failure.transient || failure.not_found, happened: true, ..failure })
+            }
+        }
     }
 
     /// Bytes of an object. All of the range must be there.
@@ -247,21 +352,23 @@ impl Bucket {
         }
         let wanted = range.end - range.start;
         let _permit = self.permit("get", key, wanted, self.inner.options.get_total).await?;
-        let ask = || self.read("get", key, || self.get_once(key, range.clone()));
+        let ask = || self.read("get", key, |seen| self.get_once(key, range.clone(), seen));
         let bytes = self.hedged(wanted, ask).await?;
         self.count_bytes("get", bytes.len() as u64);
         Ok(bytes)
     }
 
-    async fn get_once(&self, key: &str, range: Range<u64>) -> Result<Bytes, Failure> {
+    async fn get_once(&self, key: &str, range: Range<u64>, seen: Seen) -> Result<Bytes, Failure> {
         match &self.inner.backend {
-            Backend::Directory(directory) => directory.get_range(key, range).await.map_err(Failure::of_read),
+            Backend::Directory(directory) => {
+                directory.get_range(key, range).await.map_err(|error| Failure::of_read(&error))
+            }
             Backend::Cloud(store) => {
                 let wanted = range.end - range.start;
                 let bytes = store
                     .get_range(&self.key(key), range)
                     .await
-                    .map_err(|error| Failure::of_store(error, false))?;
+                    .map_err(|error| Failure::of_store(&error, false, &seen.lock()))?;
                 // object_store shortens a range that goes beyond the end.
                 if bytes.len() as u64 == wanted {
                     Ok(bytes)
@@ -276,24 +383,27 @@ impl Bucket {
     pub async fn get_up_to(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         let wanted = range.end.saturating_sub(range.start);
         let _permit = self.permit("get", key, wanted, self.inner.options.get_total).await?;
-        let ask = || self.read("get", key, || self.get_some(key, range.clone()));
+        let ask = || self.read("get", key, |seen| self.get_some(key, range.clone(), seen));
         let bytes = self.hedged(wanted, ask).await?;
         self.count_bytes("get", bytes.len() as u64);
         Ok(bytes)
     }
 
-    async fn get_some(&self, key: &str, range: Range<u64>) -> Result<Bytes, Failure> {
+    async fn get_some(&self, key: &str, range: Range<u64>, seen: Seen) -> Result<Bytes, Failure> {
         match &self.inner.backend {
-            Backend::Directory(directory) => directory.get_up_to(key, range).await.map_err(Failure::of_read),
+            Backend::Directory(directory) => {
+                directory.get_up_to(key, range).await.map_err(|error| Failure::of_read(&error))
+            }
             Backend::Cloud(store) => {
                 let end = range.end;
                 let options = GetOptions::new().with_range(Some(range));
                 let result = store
                     .get_opts(&self.key(key), options)
                     .await
-                    .map_err(|error| Failure::of_store(error, false))?;
+                    .map_err(|error| Failure::of_store(&error, false, &seen.lock()))?;
                 let wanted = end.min(result.meta.size).saturating_sub(result.range.start);
-                let bytes = result.bytes().await.map_err(|error| Failure::of_store(error, false))?;
+                let bytes =
+                    result.bytes().await.map_err(|error| Failure::of_store(&error, false, &seen.lock()))?;
                 if bytes.len() as u64 == wanted {
                     Ok(bytes)
                 } else {
@@ -305,38 +415,46 @@ impl Bucket {
 
     /// Length of an object.
     pub async fn size(&self, key: &str) -> Result<u64, StoreError> {
-        let _permit = self.permit("head", key, 0, self.inner.options.get_total).await?;
-        self.read("head", key, || async {
-            match &self.inner.backend {
-                Backend::Directory(directory) => directory.size(key).await.map_err(Failure::of_read),
-                Backend::Cloud(store) => store
-                    .head(&self.key(key))
-                    .await
-                    .map(|meta| meta.size)
-                    .map_err(|error| Failure::of_store(error, false)),
+        let attempt = |seen: Seen| async move {
+            let store = match &self.inner.backend {
+                Backend::Directory(directory) => {
+                    return directory.size(key).await.map_err(|error| Failure::of_read(&error));
+                }
+                Backend::Cloud(store) => store,
+            };
+            let error = match store.head(&self.key(key)).await {
+                Ok(meta) => return Ok(meta.size),
+                Err(error) => Failure::of_store(&error, false, &seen.lock()),
+            };
+            if !error.not_found || self.inner.wire.is_none() {
+                return Err(error);
             }
-        })
-        .await
+            // The answer to a HEAD has no body, so it does not tell a missing object from a missing bucket.
+            match self.get_some(key, 0..1, seen).await {
+                Err(failure) => Err(failure),
+                Ok(_) => Err(Failure::read("it came while it was asked for".to_owned())),
+            }
+        };
+        let _permit = self.permit("head", key, 0, self.inner.options.get_total).await?;
+        self.read("head", key, attempt).await
     }
 
     /// Removes an object; one that is not there is removed already.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let options = &self.inner.options;
-        let _permit = self.permit("delete", key, 0, options.get_total).await?;
-        let result = self
-            .retry("delete", key, options.get_attempt, options.get_total, true, || async {
-                match &self.inner.backend {
-                    Backend::Directory(directory) => directory
-                        .delete(key)
-                        .await
-                        .map_err(|error| Failure { happened: true, ..Failure::of_read(error) }),
-                    Backend::Cloud(store) => {
-                        store.delete(&self.key(key)).await.map_err(|error| Failure::of_store(error, true))
-                    }
+        let attempt = |seen: Seen| async move {
+            match &self.inner.backend {
+                Backend::Directory(directory) => directory
+                    .delete(key)
+                    .await
+                    .map_err(|error| Failure { happened: true, ..Failure::of_read(&error) }),
+                Backend::Cloud(store) => {
+                    let done = store.delete(&self.key(key)).await;
+                    done.map_err(|error| Failure::of_store(&error, true, &seen.lock()))
                 }
-            })
-            .await;
-        match result {
+            }
+        };
+        let _permit = self.permit("delete", key, 0, self.inner.options.get_total).await?;
+        match self.write("delete", key, attempt).await {
             Err(StoreError::NotFound(_)) => Ok(()),
             other => other,
         }
@@ -344,23 +462,44 @@ impl Bucket {
 
     /// Keys of the objects right below `dir`, sorted: for `fsck` and tests.
     pub async fn list(&self, dir: &str) -> Result<Vec<String>, StoreError> {
-        let _permit = self.permit("list", dir, 0, self.inner.options.get_total).await?;
-        self.read("list", dir, || async {
+        let attempt = |seen: Seen| async move {
             let mut names = match &self.inner.backend {
-                Backend::Directory(directory) => directory.list(dir).await.map_err(Failure::of_read)?,
+                Backend::Directory(directory) => {
+                    directory.list(dir).await.map_err(|error| Failure::of_read(&error))?
+                }
                 Backend::Cloud(store) => {
                     let objects: Vec<_> = store
                         .list(Some(&self.key(dir)))
                         .try_collect()
                         .await
-                        .map_err(|error| Failure::of_store(error, false))?;
+                        .map_err(|error| Failure::of_store(&error, false, &seen.lock()))?;
                     objects.iter().filter_map(|meta| meta.location.filename().map(str::to_owned)).collect()
                 }
             };
             names.sort();
             Ok(names.into_iter().map(|name| format!("{dir}/{name}")).collect())
-        })
-        .await
+        };
+        let _permit = self.permit("list", dir, 0, self.inner.options.get_total).await?;
+        self.read("list", dir, attempt).await
+    }
+
+    /// Whether anything lies below `dir`, at any depth; asks for one page of names at most.
+    pub async fn any_below(&self, dir: &str) -> Result<bool, StoreError> {
+        let attempt = |seen: Seen| async move {
+            match &self.inner.backend {
+                Backend::Directory(directory) => {
+                    Ok(!directory.list(dir).await.map_err(|error| Failure::of_read(&error))?.is_empty())
+                }
+                Backend::Cloud(store) => {
+                    let first = store.list(Some(&self.key(dir))).try_next().await;
+                    first
+                        .map(|meta| meta.is_some())
+                        .map_err(|error| Failure::of_store(&error, false, &seen.lock()))
+                }
+            }
+        };
+        let _permit = self.permit("list", dir, 0, self.inner.options.get_total).await?;
+        self.read("list", dir, attempt).await
     }
 
     fn key(&self, key: &str) -> Key {
@@ -370,147 +509,9 @@ impl Bucket {
             Key::from(format!("{}/{key}", self.inner.prefix))
         }
     }
-
-    async fn read<T, F: Future<Output = Result<T, Failure>>>(
-        &self,
-        op: &'static str,
-        key: &str,
-        attempt: impl Fn() -> F,
-    ) -> Result<T, StoreError> {
-        let options = &self.inner.options;
-        self.retry(op, key, options.get_attempt, options.get_total, false, attempt).await
-    }
-
-    async fn retry<T, F: Future<Output = Result<T, Failure>>>(
-        &self,
-        op: &'static str,
-        key: &str,
-        attempt_limit: Duration,
-        total_limit: Duration,
-        mutates: bool,
-        attempt: impl Fn() -> F,
-    ) -> Result<T, StoreError> {
-        let deadline = Instant::now() + total_limit;
-        let mut pause = self.inner.options.backoff;
-        let mut may_have_happened = false;
-        loop {
-            let started = Instant::now();
-            let limit = attempt_limit.min(deadline.saturating_duration_since(started));
-            let result = match tokio::time::timeout(limit, attempt()).await {
-                Ok(result) => result,
-                Err(_) => Err(Failure {
-                    happened: mutates,
-                    transient: true,
-                    not_found: false,
-                    why: format!("no answer in {} ms", limit.as_millis()),
-                }),
-            };
-            self.count(op, &result, started.elapsed());
-            let failure = match result {
-                Ok(value) => return Ok(value),
-                Err(failure) => failure,
-            };
-            may_have_happened |= failure.happened;
-            // Full jitter, but for half the pause, so that no retry comes at once.
-            let jitter = self.inner.host.random_u64() % (pause.as_millis() as u64 / 2 + 1);
-            let wait = pause / 2 + Duration::from_millis(jitter);
-            if !failure.transient || Instant::now() + wait >= deadline {
-                return Err(failure.into_error(op, key, may_have_happened));
-            }
-            tracing::debug!(store = %self.inner.name, op, key, why = %failure.why, "store request failed, trying again");
-            tokio::time::sleep(wait).await;
-            pause = (pause * 2).min(self.inner.options.backoff_max);
-        }
-    }
-
-    fn count<T>(&self, op: &'static str, result: &Result<T, Failure>, took: Duration) {
-        let metrics = &self.inner.metrics;
-        let result = match result {
-            Ok(_) => "ok",
-            Err(failure) if failure.not_found => "not_found",
-            Err(failure) if failure.happened => "may_have_happened",
-            Err(failure) if !failure.transient => "refused",
-            Err(_) => "did_not_happen",
-        };
-        let store = self.inner.name.clone();
-        metrics.requests.get_or_create(&RequestLabels { store: store.clone(), op, result }).inc();
-        metrics.latency.get_or_create(&OpLabels { store, op }).observe(took.as_secs_f64());
-    }
-
-    fn count_bytes(&self, op: &'static str, bytes: u64) {
-        self.inner
-            .metrics
-            .bytes
-            .get_or_create(&OpLabels { store: self.inner.name.clone(), op })
-            .inc_by(bytes);
-    }
 }
 
-impl Failure {
-    fn read(why: String) -> Self {
-        Self { happened: false, transient: true, not_found: false, why }
-    }
-
-    fn of_read(error: std::io::Error) -> Self {
-        use std::io::ErrorKind;
-        let transient = !matches!(
-            error.kind(),
-            ErrorKind::NotFound
-                | ErrorKind::PermissionDenied
-                | ErrorKind::InvalidInput
-                | ErrorKind::UnexpectedEof
-        );
-        let not_found = error.kind() == ErrorKind::NotFound;
-        Self { happened: false, transient, not_found, why: error.to_string() }
-    }
-
-    fn of_write(failure: WriteFailure) -> Self {
-        let (happened, error) = match failure {
-            WriteFailure::DidNotHappen(error) => (false, error),
-            WriteFailure::MayHaveHappened(error) => (true, error),
-        };
-        Self { happened, not_found: false, ..Self::of_read(error) }
-    }
-
-    fn of_store(error: object_store::Error, mutates: bool) -> Self {
-        use object_store::Error;
-        let not_found = matches!(error, Error::NotFound { .. });
-        let permanent = matches!(
-            error,
-            Error::NotFound { .. }
-                | Error::InvalidPath { .. }
-                | Error::NotSupported { .. }
-                | Error::NotImplemented { .. }
-                | Error::PermissionDenied { .. }
-                | Error::Unauthenticated { .. }
-                | Error::UnknownConfigurationKey { .. }
-        );
-        // A precondition that failed is an answer; whatever else is no clear refusal may have gone through.
-        let answered = matches!(
-            error,
-            Error::AlreadyExists { .. } | Error::Precondition { .. } | Error::NotModified { .. }
-        );
-        Self {
-            happened: mutates && !permanent && !answered,
-            transient: !permanent,
-            not_found,
-            why: error.to_string(),
-        }
-    }
-
-    fn into_error(self, op: &'static str, key: &str, may_have_happened: bool) -> StoreError {
-        let key = key.to_owned();
-        if self.not_found && op == "put" {
-            // Of a PUT it is the bucket that is not there.
-            StoreError::Refused { op, key, why: self.why }
-        } else if self.not_found {
-            StoreError::NotFound(key)
-        } else if may_have_happened {
-            StoreError::MayHaveHappened { op, key, why: self.why }
-        } else if self.transient {
-            StoreError::DidNotHappen { op, key, why: self.why }
-        } else {
-            StoreError::Refused { op, key, why: self.why }
-        }
-    }
+fn cannot_open(root: &std::path::Path, error: &std::io::Error) -> StoreError {
+    let remedy = Failure::of_read(error).cause.remedy_clause();
+    StoreError::Config(format!("store directory {}: {error}{remedy}", root.display()))
 }

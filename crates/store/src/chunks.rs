@@ -29,6 +29,7 @@ use isobar_wal::Chunk;
 use parking_lot::Mutex;
 
 use crate::cache::{BLOCK_BYTES, BlockCache, BlockKey, BlockSource};
+use crate::cause::Cause;
 use crate::cluster::Proposer;
 use crate::format::{ObjectBuilder, Origin, object_key};
 use crate::ids::ObjectIds;
@@ -128,6 +129,7 @@ impl Shared {
             return Err(StoreError::DidNotHappen {
                 op: "put",
                 key: format!("chunk {number}"),
+                cause: Cause::Unreachable,
                 why: "metadata granted no object id".to_owned(),
             });
         };

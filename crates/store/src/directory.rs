@@ -68,6 +68,20 @@ struct Inner {
 impl Directory {
     /// Makes the directory if it is not there, and clears what a crash left staged.
     pub(crate) async fn open(host: &Host, root: &Path) -> io::Result<Self> {
+        let directory = Self::attach(host, root).await?;
+        directory
+            .blocking(|inner| {
+                for name in inner.disk.list(&inner.staging)? {
+                    inner.disk.remove(&inner.staging.join(name))?;
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(directory)
+    }
+
+    /// Makes the directory if it is not there. What is staged stays: another process may be at it.
+    pub(crate) async fn attach(host: &Host, root: &Path) -> io::Result<Self> {
         let inner = Arc::new(Inner {
             host: host.clone(),
             disk: host.disk(),
@@ -77,15 +91,7 @@ impl Directory {
             pool: BufferPool::new(POOL_BYTES),
         });
         let directory = Self { inner };
-        directory
-            .blocking(|inner| {
-                inner.disk.create_dir_all(&inner.staging)?;
-                for name in inner.disk.list(&inner.staging)? {
-                    inner.disk.remove(&inner.staging.join(name))?;
-                }
-                Ok(())
-            })
-            .await?;
+        directory.blocking(|inner| inner.disk.create_dir_all(&inner.staging)).await?;
         Ok(directory)
     }
 
@@ -97,6 +103,15 @@ impl Directory {
         let path = self.path(key).map_err(WriteFailure::DidNotHappen)?;
         let inner = Arc::clone(&self.inner);
         let result = self.inner.host.run_blocking(move || inner.put(&path, &parts)).await;
+        result.unwrap_or_else(|| Err(WriteFailure::MayHaveHappened(gone())))
+    }
+
+    /// Only if there is no such object, else `AlreadyExists`: two callers cannot both make it, whichever processes they
+    /// are, because the name is given to finished bytes by a link, which fails where the name is taken.
+    pub(crate) async fn create(&self, key: &str, bytes: Bytes) -> Result<(), WriteFailure> {
+        let path = self.path(key).map_err(WriteFailure::DidNotHappen)?;
+        let inner = Arc::clone(&self.inner);
+        let result = self.inner.host.run_blocking(move || inner.create(&path, &[bytes])).await;
         result.unwrap_or_else(|| Err(WriteFailure::MayHaveHappened(gone())))
     }
 
@@ -188,15 +203,39 @@ fn gone() -> io::Error {
 
 impl Inner {
     fn put(&self, path: &Path, parts: &[Bytes]) -> Result<(), WriteFailure> {
+        let staged = self.stage(parts)?;
+        self.publish(&staged, path)
+    }
+
+    fn create(&self, path: &Path, parts: &[Bytes]) -> Result<(), WriteFailure> {
         let dir = path.parent().unwrap_or(&self.root);
         self.make_durable_dir(dir).map_err(WriteFailure::DidNotHappen)?;
+        let staged = self.stage(parts)?;
+        self.host.crash_point("store.after_sync");
+        let linked = self.disk.link(&staged, path);
+        // What stays behind is removed by the next `open`.
+        let _ = self.disk.remove(&staged);
+        // Also where the name was taken: whoever hears of it may rely on it, so it must be durable by then.
+        let taken = matches!(&linked, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
+        if linked.is_ok() || taken {
+            self.disk.sync_dir(dir).map_err(WriteFailure::MayHaveHappened)?;
+        }
+        match linked {
+            Ok(()) => Ok(()),
+            Err(error) if taken => Err(WriteFailure::DidNotHappen(error)),
+            Err(error) => Err(WriteFailure::MayHaveHappened(error)),
+        }
+    }
+
+    /// Writes the bytes below `tmp`, durably.
+    fn stage(&self, parts: &[Bytes]) -> Result<PathBuf, WriteFailure> {
         let staged = self.staging.join(format!("{:016x}", self.host.random_u64()));
         if let Err(error) = self.write_staged(&staged, parts) {
             // What stays behind is removed by the next `open`.
             let _ = self.disk.remove(&staged);
             return Err(WriteFailure::DidNotHappen(error));
         }
-        self.publish(&staged, path)
+        Ok(staged)
     }
 
     /// Gives a synced file its name, durably.

@@ -1,5 +1,7 @@
 //! What can go wrong with a store, by what the caller must do.
 
+use crate::Cause;
+
 /// An error of this crate. Clones are for all who waited for one load.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -10,7 +12,9 @@ pub enum StoreError {
         op: &'static str,
         /// On what.
         key: String,
-        /// The last attempt's error.
+        /// What is wrong.
+        cause: Cause,
+        /// The last attempt's error and what to do about it.
         why: String,
     },
     /// The request may have had its effect, now or in the future: a PUT may be sent again with the same bytes, or its
@@ -21,7 +25,9 @@ pub enum StoreError {
         op: &'static str,
         /// On what.
         key: String,
-        /// The last attempt's error.
+        /// What is wrong.
+        cause: Cause,
+        /// The last attempt's error and what to do about it.
         why: String,
     },
     /// There is no such object. For a location from metadata: it is stale. Resolve it anew.
@@ -34,7 +40,9 @@ pub enum StoreError {
         op: &'static str,
         /// On what.
         key: String,
-        /// The store's words.
+        /// What is wrong.
+        cause: Cause,
+        /// The store's words and what to do about it.
         why: String,
     },
     /// Bytes came back that are not what was written. Never served.
@@ -45,6 +53,12 @@ pub enum StoreError {
         /// Where, and what was seen.
         why: String,
     },
+    /// The store does not keep a promise that Isobar rests on. A person has to choose another.
+    #[error("this store is not fit for Isobar: {0}")]
+    Unfit(String),
+    /// The bucket is not the one that this cluster writes to.
+    #[error("{0}")]
+    WrongBucket(String),
     /// The URL of a bucket or another setting is wrong.
     #[error("{0}")]
     Config(String),
@@ -57,5 +71,16 @@ impl StoreError {
     /// Whether the same request may go well later without anybody doing anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::DidNotHappen { .. } | Self::MayHaveHappened { .. })
+    }
+
+    /// What is wrong with the store, where the error says it.
+    pub fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::DidNotHappen { cause, .. }
+            | Self::MayHaveHappened { cause, .. }
+            | Self::Refused { cause, .. } => Some(*cause),
+            Self::WrongBucket(_) => Some(Cause::OtherCluster),
+            _ => None,
+        }
     }
 }

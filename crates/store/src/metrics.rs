@@ -16,10 +16,30 @@ use crate::classes::Class;
 pub struct RequestLabels {
     /// Name of the store.
     pub store: String,
-    /// `put`, `get`, `head`, `delete`, `list`.
+    /// `put`, `create`, `get`, `head`, `delete`, `list`.
     pub op: &'static str,
-    /// `ok`, `not_found`, `did_not_happen`, `may_have_happened`, `refused`.
+    /// `ok`, `exists`, `not_found`, `did_not_happen`, `may_have_happened`, `refused`.
     pub result: &'static str,
+}
+
+/// Labels of what is wrong with a store now.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FailingLabels {
+    /// Name of the store.
+    pub store: String,
+    /// `reading` or `writing`.
+    pub kind: &'static str,
+    /// [`crate::Cause::name`].
+    pub cause: &'static str,
+}
+
+/// Labels of failures.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CauseLabels {
+    /// Name of the store.
+    pub store: String,
+    /// [`crate::Cause::name`].
+    pub cause: &'static str,
 }
 
 /// Labels of bytes and latency.
@@ -50,6 +70,10 @@ pub struct ClassLabels {
 pub struct StoreMetrics {
     /// Requests, every attempt counted.
     pub requests: Family<RequestLabels, Counter>,
+    /// 1 while a store does not read or write, with the cause; see `bucket/health.rs`. An alarm.
+    pub failing: Family<FailingLabels, Gauge>,
+    /// Attempts that failed, by cause.
+    pub failures: Family<CauseLabels, Counter>,
     /// Bytes sent or received by requests that went well.
     pub bytes: Family<OpLabels, Counter>,
     /// Seconds of an attempt.
@@ -119,6 +143,8 @@ impl Default for StoreMetrics {
     fn default() -> Self {
         Self {
             requests: Family::default(),
+            failing: Family::default(),
+            failures: Family::default(),
             bytes: Family::default(),
             latency: Family::new_with_constructor(latency),
             class_waits: Family::new_with_constructor(latency),
@@ -157,6 +183,8 @@ impl StoreMetrics {
     pub fn register(&self, registry: &mut Registry) {
         let store = registry.sub_registry_with_prefix("isobar_store");
         store.register("requests", "Requests to a store, each attempt", self.requests.clone());
+        store.register("failing", "1 while a store does not read or write", self.failing.clone());
+        store.register("failures", "Attempts that failed, by cause", self.failures.clone());
         store.register("transferred", "Bytes sent to or received from a store", self.bytes.clone());
         store.register_with_unit("latency", "Time of an attempt", Unit::Seconds, self.latency.clone());
         let waits = "Time that requests waited for room among those of their class";
@@ -249,7 +277,7 @@ impl StoreMetrics {
 
     /// Requests of one kind so far, over all stores and results.
     pub fn requests_of(&self, store: &str, op: &'static str) -> u64 {
-        ["ok", "not_found", "did_not_happen", "may_have_happened", "refused"]
+        ["ok", "exists", "not_found", "did_not_happen", "may_have_happened", "refused"]
             .into_iter()
             .map(|result| {
                 let labels = RequestLabels { store: store.to_owned(), op, result };

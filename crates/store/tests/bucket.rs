@@ -11,9 +11,13 @@ use bytes::Bytes;
 use isobar_host::Host;
 use isobar_host::disk::{Faults, Operation};
 use isobar_host::sim::{SimDisk, World};
-use isobar_store::{Bucket, BucketOptions, StoreError, StoreMetrics};
+use isobar_store::{Bucket, BucketOptions, Cause, Created, Probe, StoreError, StoreMetrics};
 use isobar_testkit::bucket::{Bucket as SimBucket, FaultPlan};
 use parking_lot::Mutex;
+
+mod conform;
+
+use conform::{conforms, parts};
 
 fn quick() -> BucketOptions {
     BucketOptions {
@@ -56,36 +60,6 @@ fn on_node<F: Future<Output = ()> + Send + 'static>(
     panic!("neither ended nor died");
 }
 
-fn parts(n: usize) -> Vec<Bytes> {
-    (0..n).map(|i| Bytes::from(vec![i as u8; i * 13 % 700])).collect()
-}
-
-async fn conforms(bucket: &Bucket) {
-    let key = "data/0a/17";
-    assert_eq!(bucket.get_range(key, 0..1).await, Err(StoreError::NotFound(key.to_owned())));
-    assert_eq!(bucket.size(key).await, Err(StoreError::NotFound(key.to_owned())));
-    bucket.delete(key).await.unwrap();
-    let parts = parts(3000);
-    let whole = parts.concat();
-    let len = whole.len() as u64;
-    for _ in 0..2 {
-        bucket.put(key, parts.clone()).await.unwrap();
-        assert_eq!(bucket.size(key).await.unwrap(), len);
-        assert_eq!(bucket.get_range(key, 0..len).await.unwrap(), whole);
-    }
-    assert_eq!(bucket.get_range(key, 5..1000).await.unwrap(), whole[5..1000]);
-    assert_eq!(bucket.get_range(key, 9..9).await.unwrap(), Bytes::new());
-    assert!(bucket.get_range(key, len - 1..len + 1).await.is_err());
-    assert_eq!(bucket.get_up_to(key, len - 7..len + 1000).await.unwrap(), whole[whole.len() - 7..]);
-    assert!(bucket.get_up_to(key, len + 1..len + 2).await.is_err());
-    bucket.put("data/0a/2", vec![]).await.unwrap();
-    assert_eq!(bucket.list("data/0a").await.unwrap(), ["data/0a/17", "data/0a/2"]);
-    assert_eq!(bucket.list("data/ff").await.unwrap(), Vec::<String>::new());
-    bucket.delete(key).await.unwrap();
-    assert_eq!(bucket.get_range(key, 0..1).await, Err(StoreError::NotFound(key.to_owned())));
-    assert!(bucket.metrics().requests_of(bucket.name(), "put") == 3);
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_cloud_conforms() {
     let store = Arc::new(SimBucket::new(1, FaultPlan::NONE));
@@ -102,9 +76,10 @@ async fn a_real_directory_conforms() {
     let url = format!("file://{}/sub", dir.path().display());
     let bucket = Bucket::open(&Host::real(), "dir", &url, quick(), StoreMetrics::default()).await.unwrap();
     conforms(&bucket).await;
+    bucket.put("data/0a/2", vec![]).await.unwrap();
     let again = Bucket::open(&Host::real(), "dir", &url, quick(), StoreMetrics::default()).await.unwrap();
     assert_eq!(again.size("data/0a/2").await.unwrap(), 0);
-    for wrong in ["s3://x", "file://relative", "/plain"] {
+    for wrong in ["s4://x", "file://relative", "/plain"] {
         let opened = Bucket::open(&Host::real(), "dir", wrong, quick(), StoreMetrics::default()).await;
         assert!(matches!(opened, Err(StoreError::Config(_))));
     }
@@ -200,7 +175,7 @@ fn a_failed_sync_is_not_an_acknowledgement() {
         assert_eq!(host.disk().list(Path::new("s/tmp")).unwrap(), Vec::<String>::new());
         faulty.set_faults(Faults { capacity_bytes: Some(0), ..Faults::default() });
         let full = bucket.put("data/00/1", parts(50)).await;
-        assert!(matches!(full, Err(StoreError::DidNotHappen { .. })), "{full:?}");
+        assert!(matches!(full, Err(StoreError::Refused { cause: Cause::Full, .. })), "{full:?}");
         faulty.set_faults(Faults::default());
         bucket.put("data/00/1", parts(5)).await.unwrap();
     });
@@ -239,4 +214,180 @@ async fn faults_are_survived_or_told_apart() {
     let started = tokio::time::Instant::now();
     assert!(bucket.get_range("data/00/1", 0..1).await.unwrap_err().is_transient());
     assert!(started.elapsed() <= Duration::from_secs(10));
+}
+
+/// Of two that create one key on a directory, each in a life of its own that may die anywhere, at most one has it, and it
+/// has it for good.
+#[test]
+fn a_create_is_won_once_whatever_dies() {
+    let (mut died, mut won) = (0, 0);
+    for seed in 0..150 {
+        let disk = Arc::new(SimDisk::new(seed));
+        let winner: Arc<Mutex<Option<Bytes>>> = Arc::default();
+        for life in 0..4_u64 {
+            let known = Arc::clone(&winner);
+            let die_at = (life < 3).then_some(2 + (seed * 7 + life * 11) % 30);
+            let body = Bytes::from(format!("life {life} of seed {seed}"));
+            died += u32::from(!on_node(&disk, seed * 9 + life, die_at, move |host| async move {
+                let opened = Bucket::open_dir(&host, "dir", Path::new("s"), quick(), StoreMetrics::default());
+                let Ok(bucket) = opened.await else { return };
+                let Ok(created) = bucket.create("claim", body.clone()).await else { return };
+                let Ok(there) = bucket.get_up_to("claim", 0..100).await else { return };
+                assert_eq!(created == Created::Mine, there == body);
+                let first = known.lock().get_or_insert_with(|| there.clone()).clone();
+                assert_eq!(first, there, "seed {seed}: who was told of an owner may rely on it");
+            }));
+            disk.crash(seed * 5 + life);
+        }
+        won += u32::from(winner.lock().is_some());
+    }
+    assert!(died > 200 && won == 150, "{died} {won}");
+}
+
+/// A create whose answers get lost still knows its own bytes, and never takes another's for its own.
+#[tokio::test(start_paused = true)]
+async fn creates_survive_lost_answers() {
+    let (mut mine, mut open) = (0, 0);
+    for seed in 0..200 {
+        let store = SimBucket::new(seed, FaultPlan { delay_ppm: 100_000, ..FaultPlan::all(150_000) });
+        let bucket =
+            Bucket::new(&Host::real(), "b", "", Arc::new(store.clone()), quick(), StoreMetrics::default());
+        let bodies = [Bytes::from_static(b"one"), Bytes::from_static(b"two"), Bytes::from_static(b"three")];
+        let racers = bodies.iter().map(|body| bucket.create("claim", body.clone()));
+        let outcomes = futures_util::future::join_all(racers).await;
+        store.set_plan(FaultPlan::NONE);
+        let there = bucket.get_up_to("claim", 0..10).await;
+        let winners: Vec<&Bytes> = bodies
+            .iter()
+            .zip(&outcomes)
+            .filter_map(|(body, outcome)| (*outcome == Ok(Created::Mine)).then_some(body))
+            .collect();
+        assert!(winners.len() <= 1, "seed {seed}: {outcomes:?}");
+        if let Some(winner) = winners.first() {
+            assert_eq!(there.as_ref(), Ok(*winner), "seed {seed}");
+            mine += 1;
+        } else {
+            assert!(outcomes.iter().any(Result::is_err), "seed {seed}: nobody won, nobody failed");
+            open += 1;
+        }
+    }
+    assert!(mine > 150, "{mine} {open}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_belongs_to_one_cluster() {
+    let store = Arc::new(SimBucket::new(1, FaultPlan::NONE));
+    let bucket = Bucket::new(&Host::real(), "b", "p", store, quick(), StoreMetrics::default());
+    assert_eq!(bucket.read_marker().await, Ok(None));
+    bucket.claim("first").await.unwrap();
+    bucket.claim("first").await.unwrap();
+    let refused = bucket.claim("second").await.unwrap_err();
+    assert!(matches!(refused, StoreError::WrongBucket(_)));
+    let words = refused.to_string();
+    assert!(words.contains("cluster first") && words.contains("cluster second"), "{words}");
+    assert_eq!(bucket.read_marker().await.unwrap().unwrap().cluster_id, "first");
+    bucket.hold_writes();
+    assert!(bucket.put("data/1", vec![]).await.unwrap_err().is_transient());
+    bucket.refuse_writes(&words);
+    assert_eq!(bucket.delete("data/1").await.unwrap_err().cause(), Some(Cause::OtherCluster));
+    bucket.allow_writes();
+    bucket.put("data/1", vec![]).await.unwrap();
+}
+
+/// A store that breaks a promise in one way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Broken {
+    IgnoresPrecondition,
+    LooksThenWrites,
+    ListsLate,
+}
+
+#[derive(Debug)]
+struct BrokenStore {
+    inner: object_store::memory::InMemory,
+    how: Broken,
+}
+
+impl std::fmt::Display for BrokenStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.how)
+    }
+}
+
+mod broken {
+    use futures_util::stream::{self, BoxStream, StreamExt as _};
+    use object_store::path::Path;
+    use object_store::{
+        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+        ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    };
+
+    use super::{Broken, BrokenStore};
+
+    #[async_trait::async_trait]
+    impl ObjectStore for BrokenStore {
+        async fn put_opts(
+            &self,
+            key: &Path,
+            payload: PutPayload,
+            mut options: PutOptions,
+        ) -> Result<PutResult> {
+            if self.how == Broken::IgnoresPrecondition {
+                options.mode = PutMode::Overwrite;
+            } else if self.how == Broken::LooksThenWrites && options.mode == PutMode::Create {
+                if self.inner.head(key).await.is_ok() {
+                    return self.inner.put_opts(key, payload, options).await;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                options.mode = PutMode::Overwrite;
+            }
+            self.inner.put_opts(key, payload, options).await
+        }
+        async fn put_multipart_opts(
+            &self,
+            key: &Path,
+            options: PutMultipartOptions,
+        ) -> Result<Box<dyn MultipartUpload>> {
+            self.inner.put_multipart_opts(key, options).await
+        }
+        async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
+            self.inner.get_opts(key, options).await
+        }
+        fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+            self.inner.delete_stream(keys)
+        }
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            if self.how == Broken::ListsLate { stream::empty().boxed() } else { self.inner.list(prefix) }
+        }
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            self.inner.list_with_delimiter(prefix).await
+        }
+        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+            self.inner.copy_opts(from, to, options).await
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_probe_takes_good_stores_and_refuses_broken_ones() {
+    for (how, says) in [
+        (Broken::IgnoresPrecondition, "only one can win"),
+        (Broken::LooksThenWrites, "only one can win"),
+        (Broken::ListsLate, "listing right after the write"),
+    ] {
+        let store = Arc::new(BrokenStore { inner: object_store::memory::InMemory::new(), how });
+        let bucket = Bucket::new(&Host::real(), "b", "", store, quick(), StoreMetrics::default());
+        let error = Probe::new(&bucket, 4).run().await.unwrap_err();
+        assert!(matches!(&error, StoreError::Unfit(why) if why.contains(says)), "{how:?}: {error}");
+    }
+    for seed in 0..20 {
+        let plan = if seed == 0 { FaultPlan::NONE } else { FaultPlan::all(20_000) };
+        let store = SimBucket::new(seed, plan);
+        let bucket =
+            Bucket::new(&Host::real(), "b", "p", Arc::new(store.clone()), quick(), StoreMetrics::default());
+        Probe::new(&bucket, 4).run().await.unwrap();
+        store.set_plan(FaultPlan::NONE);
+        // What a late PUT leaves behind is allowed; without faults nothing is.
+        assert!(seed != 0 || !bucket.any_below("probe").await.unwrap());
+    }
 }

@@ -61,6 +61,8 @@ pub trait Disk: Send + Sync {
     fn write_durable(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Replaces `to` if it exists. Durable after [`Disk::sync_dir`] of both directories.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name, which must not exist. Durable after [`Disk::sync_dir`] of the new name's directory.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file. Durable after [`Disk::sync_dir`].
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;

@@ -226,6 +226,15 @@ impl State {
         Ok(())
     }
 
+    fn link(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let inode = self.lookup(from).ok_or_else(|| not_found(from))?;
+        if self.lookup(to).is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let come = Some((name_of(to)?.to_owned(), inode));
+        self.change(parent_of(to), Change { gone: None, come })
+    }
+
     fn sync_dir(&mut self, dir: &Path) -> io::Result<()> {
         let directory = self.directory(dir)?;
         directory.durable = directory.now.clone();
@@ -335,6 +344,15 @@ impl Disk for SimDisk {
         match state.fuse.judge(Operation::Directory, from) {
             Verdict::Go => state.rename(from, to),
             Verdict::Last(error) => state.rename(from, to).and(Err(error)),
+            Verdict::Fail(error) => Err(error),
+        }
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let state = &mut *self.state.lock();
+        match state.fuse.judge(Operation::Directory, from) {
+            Verdict::Go => state.link(from, to),
+            Verdict::Last(error) => state.link(from, to).and(Err(error)),
             Verdict::Fail(error) => Err(error),
         }
     }

@@ -36,7 +36,14 @@ fn common(disk: &dyn Disk, root: &Path) {
     assert_eq!(disk.list(&dir).unwrap(), ["file", "small"]);
     disk.rename(&path, &dir.join("moved")).unwrap();
     assert_eq!(disk.rename(&path, &dir.join("x")).err().unwrap().kind(), ErrorKind::NotFound);
+    disk.link(&dir.join("small"), &root.join("a/second")).unwrap();
+    assert_eq!(
+        disk.link(&dir.join("moved"), &root.join("a/second")).unwrap_err().kind(),
+        ErrorKind::AlreadyExists
+    );
+    assert_eq!(disk.link(&path, &dir.join("x")).unwrap_err().kind(), ErrorKind::NotFound);
     disk.remove(&dir.join("small")).unwrap();
+    assert_eq!(disk.read(&root.join("a/second")).unwrap(), b"second");
     assert_eq!(disk.remove(&dir.join("small")).err().unwrap().kind(), ErrorKind::NotFound);
     disk.sync_dir(&dir).unwrap();
     assert_eq!(disk.list(&dir).unwrap(), ["moved"]);

@@ -205,6 +205,11 @@ impl Disk for GatedDisk {
         self.disk.rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.node.step("link")?;
+        self.disk.link(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.node.step("remove")?;
         self.disk.remove(path)

@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use object_store::ObjectStore;
-use tokio::time::timeout;
 
-use super::{Backend, Bucket};
+use super::{Backend, Bucket, Failure, Seen};
 use crate::StoreError;
 
-/// A listing is asked for as often.
-const ATTEMPTS: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(500);
 /// Of one attempt: a listing may have many pages.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Of a listing with its retries.
+const TOTAL: Duration = Duration::from_secs(300);
 
 /// An object as a listing shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,29 +37,20 @@ impl Bucket {
             }
             return Ok(listed);
         };
-        let mut why = String::new();
-        for attempt in 0..ATTEMPTS {
-            if attempt > 0 {
-                tokio::time::sleep(PAUSE * attempt).await;
-            }
-            let prefix = self.key(dir);
-            let page = store.list(Some(&prefix)).try_collect::<Vec<_>>();
-            match timeout(PATIENCE, page).await {
-                Ok(Ok(objects)) => {
-                    let mut listed: Vec<ListedObject> = objects
-                        .into_iter()
-                        .filter_map(|meta| {
-                            let name = meta.location.filename()?;
-                            Some(ListedObject { key: format!("{dir}/{name}"), size_bytes: meta.size })
-                        })
-                        .collect();
-                    listed.sort_by(|a, b| a.key.cmp(&b.key));
-                    return Ok(listed);
-                }
-                Ok(Err(error)) => why = error.to_string(),
-                Err(_) => why = format!("no answer in {} s", PATIENCE.as_secs()),
-            }
-        }
-        Err(StoreError::DidNotHappen { op: "list", key: dir.to_owned(), why })
+        let attempt = |seen: Seen| async move {
+            let page = store.list(Some(&self.key(dir))).try_collect::<Vec<_>>().await;
+            let objects = page.map_err(|error| Failure::of_store(&error, false, &seen.lock()))?;
+            let mut listed: Vec<ListedObject> = objects
+                .into_iter()
+                .filter_map(|meta| {
+                    let name = meta.location.filename()?;
+                    Some(ListedObject { key: format!("{dir}/{name}"), size_bytes: meta.size })
+                })
+                .collect();
+            listed.sort_by(|a, b| a.key.cmp(&b.key));
+            Ok(listed)
+        };
+        let _permit = self.permit("list", dir, 0, TOTAL).await?;
+        self.read_within("list", dir, (PATIENCE, TOTAL), attempt).await
     }
 }

@@ -9,19 +9,17 @@
 //! Accepted leak: parts of an upload whose process died before [`PutStream::abort`] stay in a cloud's bucket, unlisted, until
 //! its rule for incomplete uploads removes them.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use object_store::{MultipartUpload, ObjectStoreExt};
 use tokio::time::timeout;
 
-use super::{Backend, Bucket};
+use super::{Backend, Bucket, Failure, Seen};
 use crate::StoreError;
-use crate::directory::{Staged, WriteFailure};
-use crate::metrics::{OpLabels, RequestLabels};
+use crate::directory::Staged;
+use crate::metrics::OpLabels;
 
 /// Bytes of a part; a cloud takes up to 10,000 parts, none but the last below 5 MiB.
-pub const PART_BYTES: usize = 16 << 20;
+const PART_BYTES: usize = 16 << 20;
 
 /// See the module.
 pub struct PutStream {
@@ -38,67 +36,35 @@ enum Target {
     Cloud(Box<dyn MultipartUpload>),
 }
 
+/// What is counted as an operation of its own.
+const PART: &str = "put_part";
+
 impl Bucket {
     /// Begins an object that comes in pieces.
     pub async fn put_stream(&self, key: &str) -> Result<PutStream, StoreError> {
+        self.check_gate("put", key)?;
         let target = match &self.inner.backend {
             Backend::Directory(directory) => {
                 let staged = directory.stage(key).await;
-                Target::Directory(staged.map_err(|error| did_not_happen(key, error.to_string()))?)
+                Target::Directory(staged.map_err(|error| unfinished(key, Failure::of_read(&error)))?)
             }
             Backend::Cloud(store) => {
-                let begun = timeout(self.patience(), store.put_multipart(&self.key(key))).await;
-                let upload = self.counted(key, begun)?;
-                Target::Cloud(upload)
+                let begin = |seen: Seen| async move {
+                    let begun = store.put_multipart(&self.key(key)).await;
+                    begun.map_err(|error| Failure::of_store(&error, true, &seen.lock()))
+                };
+                let begun = self.step(PART, key, begin).await;
+                Target::Cloud(begun.map_err(|failure| unfinished(key, failure))?)
             }
         };
         let (bucket, key) = (self.clone(), key.to_owned());
         Ok(PutStream { bucket, key, target, gathered: Vec::new(), gathered_bytes: 0, written_bytes: 0 })
     }
-
-    fn patience(&self) -> Duration {
-        self.inner.options.put_attempt
-    }
-
-    fn counted<T>(
-        &self,
-        key: &str,
-        result: Result<object_store::Result<T>, tokio::time::error::Elapsed>,
-    ) -> Result<T, StoreError> {
-        let (label, result) = match result {
-            Ok(Ok(value)) => ("ok", Ok(value)),
-            Ok(Err(error)) => match refused(&error) {
-                true => (
-                    "refused",
-                    Err(StoreError::Refused { op: "put", key: key.to_owned(), why: error.to_string() }),
-                ),
-                false => ("did_not_happen", Err(did_not_happen(key, error.to_string()))),
-            },
-            Err(_) => {
-                let why = format!("no answer in {} ms", self.patience().as_millis());
-                ("did_not_happen", Err(did_not_happen(key, why)))
-            }
-        };
-        let labels = RequestLabels { store: self.name().to_owned(), op: "put_part", result: label };
-        self.metrics().requests.get_or_create(&labels).inc();
-        result
-    }
 }
 
-fn refused(error: &object_store::Error) -> bool {
-    use object_store::Error;
-    matches!(
-        error,
-        Error::NotFound { .. }
-            | Error::PermissionDenied { .. }
-            | Error::Unauthenticated { .. }
-            | Error::NotSupported { .. }
-            | Error::NotImplemented { .. }
-    )
-}
-
-fn did_not_happen(key: &str, why: String) -> StoreError {
-    StoreError::DidNotHappen { op: "put", key: key.to_owned(), why }
+/// Before its end there is no object, whatever became of a part.
+fn unfinished(key: &str, failure: Failure) -> StoreError {
+    Failure { happened: false, ..failure }.into_error("put", key, false)
 }
 
 impl PutStream {
@@ -141,15 +107,20 @@ impl PutStream {
     }
 
     async fn send(&mut self, part: Vec<Bytes>) -> Result<(), StoreError> {
-        match &mut self.target {
-            Target::Directory(staged) => {
-                staged.append(part).await.map_err(|error| did_not_happen(&self.key, error.to_string()))
-            }
+        let bytes = part.iter().map(|piece| piece.len() as u64).sum();
+        let (bucket, key) = (&self.bucket, self.key.as_str());
+        let _permit = bucket.permit(PART, key, bytes, bucket.inner.options.put_total).await?;
+        let sent = match &mut self.target {
+            Target::Directory(staged) => staged.append(part).await.map_err(|error| Failure::of_read(&error)),
             Target::Cloud(upload) => {
-                let sent = timeout(self.bucket.patience(), upload.put_part(part.into_iter().collect())).await;
-                self.bucket.counted(&self.key, sent)
+                let send = |seen: Seen| async move {
+                    let sent = upload.put_part(part.into_iter().collect()).await;
+                    sent.map_err(|error| Failure::of_store(&error, true, &seen.lock()))
+                };
+                bucket.step(PART, key, send).await
             }
-        }
+        };
+        sent.map_err(|failure| unfinished(key, failure))
     }
 
     /// Ends it: the object is there. Says its length.
@@ -164,23 +135,25 @@ impl PutStream {
         let Self { bucket, key, target, written_bytes, .. } = self;
         let store = bucket.name().to_owned();
         bucket.metrics().bytes.get_or_create(&OpLabels { store, op: "put" }).inc_by(written_bytes);
-        match target {
-            Target::Directory(staged) => match staged.commit().await {
-                Ok(_) => Ok(written_bytes),
-                Err(WriteFailure::DidNotHappen(error)) => Err(did_not_happen(&key, error.to_string())),
-                Err(WriteFailure::MayHaveHappened(error)) => {
-                    Err(StoreError::MayHaveHappened { op: "put", key, why: error.to_string() })
-                }
-            },
-            Target::Cloud(mut upload) => {
-                let done = timeout(bucket.patience(), upload.complete()).await;
-                let Err(error) = bucket.counted(&key, done) else { return Ok(written_bytes) };
-                // Its answer may have been lost.
-                match bucket.size(&key).await {
-                    Ok(size) if size == written_bytes => Ok(written_bytes),
-                    _ => Err(StoreError::MayHaveHappened { op: "put", key, why: error.to_string() }),
-                }
+        bucket.check_gate("put", &key)?;
+        let mut upload = match target {
+            Target::Directory(staged) => {
+                let Err(failure) = staged.commit().await else { return Ok(written_bytes) };
+                let failure = Failure::of_write(&failure);
+                let happened = failure.happened;
+                return Err(failure.into_error("put", &key, happened));
             }
+            Target::Cloud(upload) => upload,
+        };
+        let complete = |seen: Seen| async move {
+            let done = upload.complete().await;
+            done.map_err(|error| Failure::of_store(&error, true, &seen.lock()))
+        };
+        let Err(failure) = bucket.step(PART, &key, complete).await else { return Ok(written_bytes) };
+        // Its answer may have been lost.
+        match bucket.size(&key).await {
+            Ok(size) if size == written_bytes => Ok(written_bytes),
+            _ => Err(failure.into_error("put", &key, true)),
         }
     }
 
@@ -189,7 +162,7 @@ impl PutStream {
         match self.target {
             Target::Directory(staged) => staged.discard().await,
             Target::Cloud(mut upload) => {
-                let done = timeout(self.bucket.patience(), upload.abort()).await;
+                let done = timeout(self.bucket.inner.options.put_attempt, upload.abort()).await;
                 if !matches!(done, Ok(Ok(()))) {
                     tracing::warn!(key = %self.key, "the parts of a given up upload may be left in the store");
                 }

@@ -1,6 +1,11 @@
 //! How a bucket's requests share the way to the store: classes, and GETs that are sent twice.
 
-use super::{Backend, Bucket, Bytes, Duration, Failure, GetOptions, Instant, Range, StoreError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Backend, Bucket, Bytes, Failure, GetOptions, Range, Seen, StoreError};
+use crate::cause::Cause;
 use crate::classes::{Class, Permit};
 
 use futures_util::TryStreamExt as _;
@@ -29,6 +34,7 @@ impl Bucket {
         permit.map_err(|_| StoreError::DidNotHappen {
             op,
             key: key.to_owned(),
+            cause: Cause::Throttled,
             why: format!("{} ms behind other requests of its class", patience.as_millis()),
         })
     }
@@ -43,7 +49,7 @@ impl Bucket {
     ) -> Result<Vec<Bytes>, StoreError> {
         let wanted = range.end.saturating_sub(range.start);
         let _permit = self.permit("get", key, wanted, self.inner.options.get_total).await?;
-        let ask = || self.read("get", key, || self.get_pieces_once(key, range.clone(), piece_bytes));
+        let ask = || self.read("get", key, |seen| self.get_pieces_once(key, range.clone(), piece_bytes, seen));
         let pieces = self.hedged(wanted, ask).await?;
         self.count_bytes("get", pieces.iter().map(|piece| piece.len() as u64).sum());
         Ok(pieces)
@@ -54,21 +60,23 @@ impl Bucket {
         key: &str,
         range: Range<u64>,
         piece_bytes: u64,
+        seen: Seen,
     ) -> Result<Vec<Bytes>, Failure> {
         let store = match &self.inner.backend {
             Backend::Directory(directory) => {
-                return directory.get_pieces(key, range, piece_bytes).await.map_err(Failure::of_read);
+                let pieces = directory.get_pieces(key, range, piece_bytes).await;
+                return pieces.map_err(|error| Failure::of_read(&error));
             }
             Backend::Cloud(store) => store,
         };
         let end = range.end;
         let options = GetOptions::new().with_range(Some(range));
-        let result =
-            store.get_opts(&self.key(key), options).await.map_err(|error| Failure::of_store(error, false))?;
+        let failed = |error| Failure::of_store(&error, false, &seen.lock());
+        let result = store.get_opts(&self.key(key), options).await.map_err(failed)?;
         let wanted = end.min(result.meta.size).saturating_sub(result.range.start);
         let mut pieces = Pieces::new(wanted, piece_bytes);
         let mut body = result.into_stream();
-        while let Some(part) = body.try_next().await.map_err(|error| Failure::of_store(error, false))? {
+        while let Some(part) = body.try_next().await.map_err(failed)? {
             pieces.push(&part);
         }
         let got = pieces.bytes;

@@ -23,6 +23,10 @@ impl Proposer for Grants {
         self.image.clone()
     }
 
+    async fn barrier(&self) -> Result<(), ProposeFailed> {
+        Ok(())
+    }
+
     async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed> {
         let Command::GrantObjects(grant) = command else {
             return Err(ProposeFailed("not a grant".to_owned()));

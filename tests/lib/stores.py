@@ -1,0 +1,206 @@
+"""Object stores on loopback for tests, each with its own directory and port; they die with the thread that started them.
+
+    with Versitygw() as store:
+        store.bucket("b")                  # makes a bucket
+        store.url("b", "prefix")           # for --store
+        store.env                          # credentials, for the process that uses it
+
+Programs come from tests/lib/stores.sh, by the variables VERSITYGW, MINIO and AZURITE.
+"""
+
+import base64
+import contextlib
+import email.utils
+import hashlib
+import hmac
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from broker import die_with_parent, free_ports  # noqa: E402
+
+LIB = pathlib.Path(__file__).resolve().parent
+
+
+def open_retrying(request):
+    """A server that has just begun to listen may not be able to answer yet."""
+    for attempt in range(50):
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answered:
+                return answered.read()
+        except (ConnectionError, urllib.error.URLError) as error:
+            if attempt == 49 or (isinstance(error, urllib.error.HTTPError) and error.code != 503):
+                raise
+            time.sleep(0.2)
+
+
+class Store:
+    scheme = "s3"
+
+    def __init__(self, directory=None, args=()):
+        self.own = directory is None
+        self.directory = pathlib.Path(directory or tempfile.mkdtemp(prefix="isobar-store-"))
+        self.data = self.directory / "data"
+        self.data.mkdir(exist_ok=True)
+        self.port = free_ports(1)[0]
+        self.args = list(args)
+        self.process = None
+        self.start()
+
+    def start(self):
+        log = open(self.directory / "log", "ab")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "AZURE_", "GOOGLE_"))} | self.server_env()
+        self.process = subprocess.Popen(
+            self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, preexec_fn=die_with_parent
+        )
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{type(self).__name__} did not start: {(self.directory / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def server_env(self):
+        return {}
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+    def url(self, bucket, prefix="", address=None, **options):
+        options = {"endpoint": f"http://{address or self.address}"} | options
+        return f"{self.scheme}://{bucket}/{prefix}?{urllib.parse.urlencode(options)}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+        if self.own:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class S3(Store):
+    key, secret = "isobar-test-key", "isobar-test-secret"
+
+    @property
+    def env(self):
+        return {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_REGION": "us-east-1"}
+
+    def bucket(self, name):
+        self.request("PUT", f"/{name}")
+
+    def request(self, method, path, body=b""):
+        """One signed request (AWS signature version 4)."""
+        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        digest = hashlib.sha256(body).hexdigest()
+        fields = {"host": self.address, "x-amz-content-sha256": digest, "x-amz-date": now}
+        names = ";".join(fields)
+        canonical = "\n".join([method, path, "", *(f"{k}:{v}" for k, v in fields.items()), "", names, digest])
+        scope = f"{now[:8]}/us-east-1/s3/aws4_request"
+        text = "\n".join(["AWS4-HMAC-SHA256", now, scope, hashlib.sha256(canonical.encode()).hexdigest()])
+        mac = f"AWS4{self.secret}".encode()
+        for part in [*scope.split("/"), text]:
+            mac = hmac.new(mac, part.encode(), hashlib.sha256).digest()
+        fields["Authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={self.key}/{scope}, SignedHeaders={names}, Signature={mac.hex()}"
+        )
+        request = urllib.request.Request(f"http://{self.address}{path}", data=body, method=method, headers=fields)
+        return open_retrying(request)
+
+
+class Versitygw(S3):
+    """Strict and quick; never syncs, so it is not for power cuts."""
+
+    def command(self):
+        return [os.environ["VERSITYGW"], "--port", self.address, "--access", self.key, "--secret", self.secret, "--quiet"] + [
+            "--keep-alive", *self.args, "posix", str(self.data)
+        ]
+
+
+class Minio(S3):
+    def server_env(self):
+        return {"MINIO_ROOT_USER": self.key, "MINIO_ROOT_PASSWORD": self.secret}
+
+    def command(self):
+        return [os.environ["MINIO"], "server", "--quiet", "--address", self.address] + [
+            "--console-address", f"127.0.0.1:{free_ports(1)[0]}", str(self.data)
+        ]
+
+
+class Azurite(Store):
+    scheme = "az"
+    account = "devstoreaccount1"
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+    def command(self):
+        return [os.environ["AZURITE"], "--blobHost", "127.0.0.1", "--blobPort", str(self.port), "-l", str(self.data)] + [
+            "--skipApiVersionCheck", "--silent"
+        ]
+
+    @property
+    def env(self):
+        return {"AZURE_STORAGE_ACCOUNT_NAME": self.account, "AZURE_STORAGE_ACCOUNT_KEY": self.key}
+
+    def url(self, bucket, prefix="", address=None, **options):
+        return super().url(bucket, prefix, **({"endpoint": f"http://{address or self.address}/{self.account}"} | options))
+
+    def _sign(self, text):
+        mac = hmac.new(base64.b64decode(self.key), text.encode(), hashlib.sha256)
+        return base64.b64encode(mac.digest()).decode()
+
+    def bucket(self, name):
+        date, version = email.utils.formatdate(usegmt=True), "2021-08-06"
+        resource = f"/{self.account}/{self.account}/{name}\nrestype:container"
+        text = "PUT" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n{resource}"
+        request = urllib.request.Request(
+            f"http://{self.address}/{self.account}/{name}?restype=container",
+            method="PUT",
+            headers={
+                "x-ms-date": date,
+                "x-ms-version": version,
+                "Authorization": f"SharedKey {self.account}:{self._sign(text)}",
+                "Content-Length": "0",
+            },
+        )
+        open_retrying(request)
+
+    def sas(self, expiry, permissions="rwdlac"):
+        """An account SAS that ends at `expiry` (seconds since 1970)."""
+        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expiry))
+        begin = "2020-01-01T00:00:00Z"
+        fields = {"sv": "2021-08-06", "ss": "b", "srt": "sco", "sp": permissions, "st": begin, "se": end, "spr": "https,http"}
+        text = "\n".join([self.account, permissions, "b", "sco", begin, end, "", "https,http", "2021-08-06", "", ""])
+        return urllib.parse.urlencode(fields | {"sig": self._sign(text)})
+
+
+class GcsFake(Store):
+    scheme = "gs"
+
+    def command(self):
+        return [sys.executable, str(LIB / "gcs_fake.py"), str(self.port)]
+
+    @property
+    def env(self):
+        # object_store asks for a token before a DELETE even where requests are not signed, so a key that says "no OAuth".
+        key = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+        return {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key)}
+
+    def bucket(self, name):
+        pass
