@@ -18,6 +18,7 @@ pub mod ids;
 mod image;
 pub mod index_block;
 pub mod record;
+pub mod recover;
 pub mod result;
 mod snapshot;
 mod state;

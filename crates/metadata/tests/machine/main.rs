@@ -12,6 +12,7 @@ mod object_class;
 mod objects;
 mod producers;
 mod properties;
+mod recover;
 mod recovery_cut;
 mod rig;
 mod sessions;
