@@ -21,7 +21,6 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use isobar_host::Host;
 use isobar_metadata::ids::MAX_INCARNATION;
-use isobar_metadata::recover::log_ends;
 use isobar_metadata::{ObjectId, StateMachine};
 use isobar_raft::archive::ArchiveError;
 use isobar_raft::{QuorumOptions, RaftError};
@@ -314,10 +313,10 @@ impl Source {
     ) -> Result<(Found, StateMachine), RecoverError> {
         let mut notes = Vec::new();
         let history = history::newest(&*self.archive, &self.cluster_id, self.claimed, &mut notes).await?;
-        let before = log_ends(&history.end_image);
+        let before = history::log_ends(&history.end_image);
         let (state, cut_ms) = history.rebuild(&self.bucket, begin).await?;
         let image = state.view();
-        let after = log_ends(image);
+        let after = history::log_ends(image);
         let lost =
             |(name, partition): &(String, i32)| *partition == 0 && !after.contains_key(&(name.clone(), 0));
         let topics_lost = before.keys().filter(|key| lost(key)).map(|(name, _)| name.clone()).collect();

@@ -1,255 +1,161 @@
-//! Recovery from the archive alone (DESIGN.md section 5): one cut through everything, and the objects that were written
-//! for what lies below it. Pure: whoever calls reads snapshots, entries and footers.
+//! `isobar recover`, the pure part: from snapshots, the archived log and nothing else, the cluster as it was at one index.
 //!
-//! First the whole history is replayed, which tells the cut ([`crate::Image::recovery_cut`] at its end). Then a state at or below
-//! the cut is taken through [`Rebuild`]: up to the cut every entry as it is; after the cut only what says where bytes below the
-//! cut went, and what has left the log. All partitions, groups and producers stand at one point then.
+//! What a WAL held is gone, so what may come back is what lies in objects. The *cut* ([`crate::Image::recovery_cut`]) of the
+//! archive's last entry is the newest index at which every partition was such that today all of it does: each offset below
+//! its log end is in an object, put there before the cut or later. Later entries after the cut are not repeated; taken from
+//! them is only where bytes of before the cut went, and what went for good: granted ids, swaps from the WAL (clipped to
+//! the log ends at the cut), log starts, and the deletion, return and purge of topics.
 //!
-//! Invariants
-//! 1. Every command that is kept finds what it found in the first life: its session lives as long (registrations and fences
-//!    are kept), ids are granted in the same order, time goes on with every entry.
-//! 2. No offset at or above a partition's log end at the cut gets a location: runs are clipped, by the batches that the
-//!    object's footer names.
-//! 3. Compactions and index objects after the cut do not count. What they replaced was not deleted: an object is deleted only
-//!    when the archived cut has passed the entry that made it unreferenced.
-//! 4. At the end no partition needs the WAL. If one does, the history is not what it should be, and that is an error.
+//! Compaction and index commits after the cut are left out: what they replaced cannot have been deleted, for it became
+//! unreferenced after the cut (the deleter's rule, [`crate::Image::archived_cut`]), and their objects expire as ids that nobody
+//! committed. What is taken is taken from the *effects* of a state machine that goes through the whole log, not from its
+//! commands, because a repeat in the log must not be applied twice and a refused command not at all.
+//!
+//! How to use it
+//! 1. A [`StateMachine`] from the newest snapshot, through every entry: its cut.
+//! 2. A [`Recovery`] from the newest snapshot at or below the cut, through every entry again.
+//! 3. For each of [`Recovery::clips`] where the bytes end, from the object's footer or its batches.
+//! 4. [`Recovery::finish`] with an incarnation that the caller has claimed. The log of the new incarnation begins behind the
+//!    index of the state machine that it gives, with its snapshot.
+//!
+//! Invariants of what comes out: every offset in the log lies in an object that the old cluster may not have deleted; log ends
+//! and groups' offsets are those of the cut; leader epochs and ids are of the new incarnation, so that nothing is ever read
+//! under an (offset, leader epoch) that had other content, and no id is granted twice.
 
-use std::collections::BTreeMap;
-
-use crate::command::{
-    Command, CommitObject, Entry, Envelope, MoveLogStart, NewLogStart, ObjectRun, RaiseIncarnation,
-};
-use crate::ids::{ObjectId, PartitionKey};
-use crate::image::Image;
-use crate::record::Location;
+use crate::command::{Command, Entry, Envelope, RaiseIncarnation};
+use crate::ids::{MAX_INCARNATION, ObjectId, PartitionKey, StoreId};
 use crate::result::CommandResult;
 use crate::state::StateMachine;
 
-/// Why nothing can be made of a history. A person has to look.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why there is nothing to recover from what was given.
+#[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
-    /// Entries do not follow each other.
-    #[error("entry {found} comes after entry {applied}")]
-    Gap {
-        /// The last one applied.
-        applied: u64,
-        /// The next one given.
-        found: u64,
-    },
-    /// The snapshot lies above the cut.
-    #[error("the snapshot ends at entry {snapshot}, above the cut at {cut}")]
-    AboveCut {
-        /// The snapshot's index.
-        snapshot: u64,
-        /// The cut.
-        cut: u64,
-    },
-    /// The footer of an object does not name the batches that its commit did.
-    #[error(
-        "object {object}: its footer does not have the batches up to offset {end} of {topic}-{partition}"
-    )]
-    Footer {
-        /// The object.
-        object: ObjectId,
-        /// Topic id.
-        topic: crate::TopicId,
-        /// Partition.
-        partition: i32,
-        /// The log end that the run is clipped to.
-        end: i64,
-    },
-    /// Offsets below the cut are in no object.
-    #[error(
-        "{topic}-{partition} has offset {offset} in the WAL only, although the cut says that an object has it"
-    )]
-    InWal {
-        /// Topic id.
-        topic: crate::TopicId,
-        /// Partition.
-        partition: i32,
-        /// The first such offset.
-        offset: i64,
-    },
-    /// The incarnation could not be raised.
-    #[error("the incarnation could not be raised to {0}: 255 is the last one")]
-    Incarnation(u32),
+    /// Take an older snapshot.
+    #[error("the snapshot is of index {snapshot}, above the cut {cut}")]
+    SnapshotTooNew { snapshot: u64, cut: u64 },
+    /// The archive lacks entries. Find them, or end before them.
+    #[error("entry {expected} is missing before entry {found}")]
+    Gap { expected: u64, found: u64 },
+    /// The log that was given ends below the cut. Give all of it.
+    #[error("the log ends at {end}, below the cut {cut}")]
+    TooShort { end: u64, cut: u64 },
+    /// The log was given only in part, or the cut is not that of its last entry.
+    #[error("offset {offset} of {partition:?} is in no object")]
+    Torn { partition: PartitionKey, offset: i64 },
+    /// Each clip needs an answer.
+    #[error("{found} answers for {expected} clips")]
+    Clips { found: usize, expected: usize },
+    /// Claim another.
+    #[error("incarnation {incarnation} does not follow {newest}, or is above {MAX_INCARNATION}")]
+    Incarnation { incarnation: u32, newest: u32 },
 }
 
-/// What is left of a run whose end lies above a log end.
-pub type Clip<'a> = dyn FnMut(ObjectId, &ObjectRun, i64) -> Option<ObjectRun> + 'a;
+/// A run that was cut at the partition's log end: where do its bytes end?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clip {
+    pub partition: PartitionKey,
+    pub store: StoreId,
+    pub object: ObjectId,
+    /// Byte range of the whole run in the object.
+    pub position: u64,
+    pub size_bytes: u32,
+    pub base_offset: i64,
+    /// Of the whole run, inclusive.
+    pub last_offset: i64,
+    /// Of what stays, exclusive: where a batch ends.
+    pub end_offset: i64,
+}
 
-/// Replays entries up to the cut, and of the later ones what counts. See the module.
-#[derive(Debug)]
-pub struct Rebuild {
-    machine: StateMachine,
+/// The answer to a [`Clip`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clipped {
+    /// From the run's position on.
+    pub size_bytes: u32,
+    /// The greatest of the batches that stay.
+    pub max_timestamp_ms: i64,
+}
+
+/// See the module.
+pub struct Recovery {
     cut: u64,
-    cut_time_ms: i64,
+    /// What the log says.
+    full: StateMachine,
+    /// What comes back; from the cut on.
+    kept: Option<StateMachine>,
+    clips: Vec<Clip>,
 }
 
-impl Rebuild {
-    /// From a state at or below the cut.
-    pub fn new(machine: StateMachine, cut: u64) -> Result<Self, RecoverError> {
-        let snapshot = machine.applied_index();
-        if snapshot > cut {
-            return Err(RecoverError::AboveCut { snapshot, cut });
+impl Recovery {
+    /// Begins with a snapshot at or below the cut.
+    pub fn new(snapshot: StateMachine, cut: u64) -> Result<Self, RecoverError> {
+        let at = snapshot.applied_index();
+        if at > cut {
+            return Err(RecoverError::SnapshotTooNew { snapshot: at, cut });
         }
-        Ok(Self { cut_time_ms: machine.time_ms(), machine, cut })
+        Ok(Self { cut, full: snapshot, kept: None, clips: Vec::new() })
     }
 
-    /// The objects whose footers [`Rebuild::entry`] will ask for.
-    pub fn needs(&self, index: u64, entry: Option<&Entry>) -> Vec<ObjectId> {
-        if index <= self.cut {
-            return Vec::new();
+    /// The next entry of the log; `None`: it holds no commands (membership, a new leader's blank).
+    pub fn entry(&mut self, index: u64, entry: Option<&Entry>) -> Result<(), RecoverError> {
+        let expected = self.full.applied_index() + 1;
+        if index != expected {
+            return Err(RecoverError::Gap { expected, found: index });
         }
-        let image = self.machine.view();
-        let mut objects = Vec::new();
-        for envelope in entry.into_iter().flat_map(|entry| &entry.commands) {
-            if let Some(Command::CommitObject(commit)) = &envelope.command
-                && commit.runs.iter().any(|run| log_end(image, run).is_some_and(|end| straddles(run, end)))
-            {
-                objects.push(commit.object);
-            }
+        if index > self.cut && self.kept.is_none() {
+            self.kept = Some(self.full.clone());
         }
-        objects
-    }
-
-    /// The next entry; `None`: one without commands.
-    pub fn entry(
-        &mut self,
-        index: u64,
-        entry: Option<&Entry>,
-        clip: &mut Clip<'_>,
-    ) -> Result<(), RecoverError> {
-        let applied = self.machine.applied_index();
-        if index != applied + 1 {
-            return Err(RecoverError::Gap { applied, found: index });
-        }
-        match entry {
-            None => {
-                self.machine.skip(index);
-            }
-            Some(entry) if index <= self.cut => {
-                self.machine.apply(index, entry);
-            }
-            Some(entry) => {
-                let entry = self.kept(entry, clip)?;
-                self.machine.apply(index, &entry);
-            }
-        }
-        if index <= self.cut {
-            self.cut_time_ms = self.machine.time_ms();
+        let effects = match entry {
+            Some(entry) => self.full.apply(index, entry).effects,
+            None => self.full.skip(index),
+        };
+        if let Some(kept) = &mut self.kept {
+            kept.follow_after_cut(&effects, self.full.view(), &mut self.clips);
         }
         Ok(())
     }
 
-    /// An entry after the cut with the commands that count.
-    fn kept(&self, entry: &Entry, clip: &mut Clip<'_>) -> Result<Entry, RecoverError> {
-        let mut commands = Vec::new();
-        for envelope in &entry.commands {
-            let command = match &envelope.command {
-                Some(
-                    command @ (Command::SetFeatureLevel(_)
-                    | Command::RegisterDirectory(_)
-                    | Command::RegisterSession(_)
-                    | Command::FenceSession(_)
-                    | Command::GrantObjects(_)
-                    | Command::DeleteTopics(_)
-                    | Command::UndeleteTopic(_)
-                    | Command::PurgeTopics(_)
-                    | Command::ExpireTopics(_)),
-                ) => command.clone(),
-                Some(Command::CommitObject(commit)) => Command::CommitObject(self.clipped(commit, clip)?),
-                Some(Command::MoveLogStart(moved)) => Command::MoveLogStart(self.at_most_the_end(moved)),
-                _ => continue,
-            };
-            commands.push(Envelope { command: Some(command), ..envelope.clone() });
+    /// After the last entry: runs that were cut. At most one for each partition and store.
+    pub fn clips(&self) -> &[Clip] {
+        &self.clips
+    }
+
+    /// The time of the log's last entry, in ms: what the recovered cluster lacks lies between that of the cut and this.
+    pub fn time_ms(&self) -> i64 {
+        self.full.time_ms()
+    }
+
+    /// The state machine that the new incarnation begins with; `clipped` answers [`Recovery::clips`] in order.
+    pub fn finish(
+        self,
+        clipped: &[Clipped],
+        incarnation: u32,
+        time_ms: i64,
+    ) -> Result<StateMachine, RecoverError> {
+        let (end, cut, newest) = (self.full.applied_index(), self.cut, self.full.view().incarnation());
+        if end < cut {
+            return Err(RecoverError::TooShort { end, cut });
         }
-        Ok(Entry { commands, ..entry.clone() })
-    }
-
-    fn clipped(&self, commit: &CommitObject, clip: &mut Clip<'_>) -> Result<CommitObject, RecoverError> {
-        let image = self.machine.view();
-        let mut runs = Vec::with_capacity(commit.runs.len());
-        for run in &commit.runs {
-            let Some(end) = log_end(image, run).filter(|end| run.base_offset < *end) else { continue };
-            if !straddles(run, end) {
-                runs.push(*run);
-                continue;
-            }
-            let clipped = clip(commit.object, run, end).filter(|clipped| {
-                clipped.base_offset == run.base_offset
-                    && clipped.last_offset == end - 1
-                    && clipped.position == run.position
-                    && clipped.size_bytes < run.size_bytes
-            });
-            runs.push(clipped.ok_or(RecoverError::Footer {
-                object: commit.object,
-                topic: run.topic_id,
-                partition: run.partition,
-                end,
-            })?);
+        if clipped.len() != self.clips.len() {
+            return Err(RecoverError::Clips { found: clipped.len(), expected: self.clips.len() });
         }
-        Ok(CommitObject { runs, ..commit.clone() })
-    }
-
-    fn at_most_the_end(&self, moved: &MoveLogStart) -> MoveLogStart {
-        let image = self.machine.view();
-        let clipped = |start: &NewLogStart| {
-            let end = image
-                .stored_view(PartitionKey::new(start.topic_id, start.partition))
-                .map_or(start.log_start, |view| view.high_watermark);
-            NewLogStart { log_start: start.log_start.min(end), ..*start }
-        };
-        MoveLogStart { partitions: moved.partitions.iter().map(clipped).collect(), ..moved.clone() }
-    }
-
-    /// Begins `incarnation`, after the last entry. Gives the state, and the state machine's time at the cut.
-    pub fn finish(mut self, incarnation: u32) -> Result<(StateMachine, i64), RecoverError> {
-        let index = self.machine.applied_index() + 1;
-        let raise = Envelope::unnumbered(Command::RaiseIncarnation(RaiseIncarnation { incarnation }));
-        let applied = self.machine.apply(index, &Entry::new(self.machine.time_ms(), vec![raise]));
+        let mut kept = self.kept.unwrap_or(self.full);
+        for (clip, clipped) in self.clips.iter().zip(clipped) {
+            kept.resize_clipped(clip, clipped);
+        }
+        let image = kept.view();
+        let mut in_wal = (0..image.shards()).flat_map(|shard| image.shard_in_wal(shard));
+        if let Some(view) = in_wal.next() {
+            let offset = view.wal.get_min().map_or(view.log_start, |(base, _)| *base);
+            return Err(RecoverError::Torn { partition: view.key(), offset });
+        }
+        drop(in_wal);
+        let raise = Command::RaiseIncarnation(RaiseIncarnation { incarnation });
+        let applied = kept.apply(end + 1, &Entry::new(time_ms, vec![Envelope::unnumbered(raise)]));
         let raised =
-            matches!(applied.results.as_slice(), [CommandResult::Done(done)] if done.error_code == 0);
-        if !raised || self.machine.view().incarnation() != incarnation {
-            return Err(RecoverError::Incarnation(incarnation));
+            matches!(applied.results.first(), Some(CommandResult::Done(done)) if done.error_code == 0);
+        if !raised || incarnation <= newest {
+            return Err(RecoverError::Incarnation { incarnation, newest });
         }
-        nothing_in_wal(self.machine.view())?;
-        Ok((self.machine, self.cut_time_ms))
+        Ok(kept)
     }
-}
-
-fn log_end(image: &Image, run: &ObjectRun) -> Option<i64> {
-    let view = image.stored_view(PartitionKey::new(run.topic_id, run.partition))?;
-    Some(view.high_watermark)
-}
-
-fn straddles(run: &ObjectRun, end: i64) -> bool {
-    run.base_offset < end && run.last_offset >= end
-}
-
-fn nothing_in_wal(image: &Image) -> Result<(), RecoverError> {
-    for view in (0..image.shards()).flat_map(|shard| image.shard_in_wal(shard)) {
-        let in_wal = view.wal.values().find(|extent| matches!(extent.location, Some(Location::Wal(_))));
-        if let Some(extent) = in_wal {
-            return Err(RecoverError::InWal {
-                topic: view.topic_id,
-                partition: view.partition,
-                offset: extent.base_offset,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Log ends of every partition, by topic name: what a report compares before and after.
-pub fn log_ends(image: &Image) -> BTreeMap<(String, i32), (i64, i64)> {
-    let mut ends = BTreeMap::new();
-    for topic in image.topics() {
-        for partition in 0..topic.partitions {
-            if let Some(view) = image.partition(topic.topic_id, partition) {
-                ends.insert((topic.name.clone(), partition), (view.log_start, view.high_watermark));
-            }
-        }
-    }
-    ends
 }

@@ -19,6 +19,7 @@
 mod commits;
 mod compaction;
 mod configs;
+mod follow;
 mod groups;
 mod lanes;
 mod leaders;

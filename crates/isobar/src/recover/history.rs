@@ -1,10 +1,10 @@
 //! What an archive says: the furthest run of history that a recovery can use, its end, its cut, and the state at the cut.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
-use isobar_metadata::command::ObjectRun;
-use isobar_metadata::recover::Rebuild;
-use isobar_metadata::{Entry, Image, ObjectId, PartitionKey, StateMachine};
+use isobar_metadata::recover::{Clip, Clipped, Recovery};
+use isobar_metadata::{Entry as LogEntry, Image, ObjectId, PartitionKey, StateMachine};
 use isobar_raft::archive::{
     Archive, ArchiveError, ArchivedSnapshot, Chain, Listing, read_log, read_snapshot, survey,
 };
@@ -152,9 +152,9 @@ impl Reader<'_> {
     }
 }
 
-fn decoded(record: &EntryRecord) -> Result<Option<Entry>, RecoverError> {
+fn decoded(record: &EntryRecord) -> Result<Option<LogEntry>, RecoverError> {
     let decode = |bytes: &bytes::Bytes| {
-        Entry::from_bytes(bytes.clone())
+        LogEntry::from_bytes(bytes.clone())
             .map_err(|error| RecoverError::NoArchive(format!("entry {}: {error}", record.id.index)))
     };
     record.command.as_ref().map(decode).transpose()
@@ -181,51 +181,65 @@ impl History {
         bucket: &Bucket,
         incarnation: u32,
     ) -> Result<(StateMachine, i64), RecoverError> {
-        let mut footers: BTreeMap<ObjectId, Footer> = BTreeMap::new();
-        let mut rebuild = Rebuild::new(self.base.clone(), self.cut)?;
+        let mut recovery = Recovery::new(self.base.clone(), self.cut)?;
+        let mut cut_ms = recovery.time_ms();
         for record in &self.entries {
-            let entry = decoded(record)?;
-            for object in rebuild.needs(record.id.index, entry.as_ref()) {
-                if !footers.contains_key(&object) {
-                    footers.insert(object, read_footer(bucket, object).await?);
-                }
+            recovery.entry(record.id.index, decoded(record)?.as_ref())?;
+            if record.id.index <= self.cut {
+                cut_ms = recovery.time_ms();
             }
-            let mut clip =
-                |object: ObjectId, run: &ObjectRun, end: i64| clip(footers.get(&object)?, run, end);
-            rebuild.entry(record.id.index, entry.as_ref(), &mut clip)?;
         }
-        Ok(rebuild.finish(incarnation)?)
+        let mut footers: BTreeMap<ObjectId, Footer> = BTreeMap::new();
+        let mut clipped = Vec::with_capacity(recovery.clips().len());
+        for clip in recovery.clips() {
+            let footer = match footers.entry(clip.object) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(none) => none.insert(read_footer(bucket, clip.object).await?),
+            };
+            clipped.push(clipped_by(footer, clip).ok_or_else(|| no_batches(clip))?);
+        }
+        let end_ms = recovery.time_ms();
+        Ok((recovery.finish(&clipped, incarnation, end_ms)?, cut_ms))
     }
 }
 
-/// The batches of a run that end below `end`.
-fn clip(footer: &Footer, run: &ObjectRun, end: i64) -> Option<ObjectRun> {
-    let key = PartitionKey::new(run.topic_id, run.partition);
-    let inside = footer
-        .runs
-        .iter()
-        .filter(|of_footer| of_footer.key == key)
+/// The batches of a run that end below the log end. `None`: the footer does not name such batches.
+fn clipped_by(footer: &Footer, clip: &Clip) -> Option<Clipped> {
+    let run = clip.position..clip.position + u64::from(clip.size_bytes);
+    let of_partition = footer.runs.iter().filter(|of_footer| of_footer.key == clip.partition);
+    let inside = of_partition
         .flat_map(|of_footer| &of_footer.batches)
-        .filter(|batch| batch.base_offset >= run.base_offset && batch.last_offset < end)
-        .filter(|batch| {
-            batch.start >= run.position && batch.start < run.position + u64::from(run.size_bytes)
-        });
-    let (mut clipped, mut bytes, mut newest) = (None, 0_u32, i64::MIN);
+        .filter(|batch| run.contains(&batch.start) && batch.last_offset < clip.end_offset);
+    let (mut size_bytes, mut max_timestamp_ms, mut next) = (0_u32, i64::MIN, clip.base_offset);
     for batch in inside {
-        bytes = bytes.checked_add(batch.bytes)?;
-        newest = newest.max(batch.max_timestamp_ms);
-        let first =
-            clipped.map_or((batch.base_offset, batch.start), |c: ObjectRun| (c.base_offset, c.position));
-        clipped = Some(ObjectRun {
-            base_offset: first.0,
-            position: first.1,
-            last_offset: batch.last_offset,
-            size_bytes: bytes,
-            max_timestamp_ms: newest,
-            ..*run
-        });
+        // From the run's start on, without a hole.
+        if batch.start != clip.position + u64::from(size_bytes) {
+            return None;
+        }
+        size_bytes = size_bytes.checked_add(batch.bytes)?;
+        max_timestamp_ms = max_timestamp_ms.max(batch.max_timestamp_ms);
+        next = batch.last_offset + 1;
     }
-    clipped
+    (next == clip.end_offset).then_some(Clipped { size_bytes, max_timestamp_ms })
+}
+
+fn no_batches(clip: &Clip) -> StoreError {
+    let Clip { partition, end_offset, .. } = clip;
+    let why = format!("its footer does not have the batches up to offset {end_offset} of {partition:?}");
+    StoreError::Damaged { key: object_key(clip.object), why }
+}
+
+/// Log start and end of every partition, by topic name.
+pub(super) fn log_ends(image: &Image) -> BTreeMap<(String, i32), (i64, i64)> {
+    let mut ends = BTreeMap::new();
+    for topic in image.topics() {
+        for partition in 0..topic.partitions {
+            if let Some(view) = image.view(PartitionKey::new(topic.topic_id, partition)) {
+                ends.insert((topic.name.clone(), partition), (view.log_start, view.high_watermark));
+            }
+        }
+    }
+    ends
 }
 
 async fn read_footer(bucket: &Bucket, object: ObjectId) -> Result<Footer, RecoverError> {

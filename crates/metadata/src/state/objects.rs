@@ -117,7 +117,7 @@ impl StateMachine {
 
     /// Takes WAL and Inline extents that touch `[from, to]` off the list where every required store has all of them that is
     /// inside the log (any store, if the placement requires none).
-    fn unlist_covered(&mut self, key: PartitionKey, from: i64, to: i64) {
+    pub(super) fn unlist_covered(&mut self, key: PartitionKey, from: i64, to: i64) {
         let Some(view) = self.image.stored_view(key) else { return };
         let placement =
             self.image.stored_topic(key.topic_id).and_then(|topic| self.image.placement(topic.placement));
@@ -224,7 +224,7 @@ pub(crate) fn is_open(record: &ObjectRecord) -> bool {
     record.state == ObjectState::Prepared as i32 || in_parts
 }
 
-fn run_applies(view: &PartitionView, store: StoreId, run: &ObjectRun) -> bool {
+pub(super) fn run_applies(view: &PartitionView, store: StoreId, run: &ObjectRun) -> bool {
     let (from, to) = (run.base_offset.max(view.log_start), run.last_offset);
     if run.base_offset < 0 || from > to || to >= view.high_watermark {
         return false;

@@ -118,7 +118,7 @@ impl StateMachine {
         }
     }
 
-    fn forget_producers(&mut self, topic: &TopicRecord) {
+    pub(super) fn forget_producers(&mut self, topic: &TopicRecord) {
         for partition in 0..topic.partitions {
             let key = PartitionKey::new(topic.topic_id, partition);
             let shard = self.shard_index(key);
@@ -169,7 +169,7 @@ impl StateMachine {
         CommandResult::Topics(TopicResults { topics: topics.collect() })
     }
 
-    fn purge(&mut self, topic_id: TopicId) -> Option<TopicRecord> {
+    pub(super) fn purge(&mut self, topic_id: TopicId) -> Option<TopicRecord> {
         let deleted = self.image.deleted_topic(topic_id)?.clone();
         self.purges.remove(&(deleted.purge_ms, topic_id));
         self.forget_producers(&deleted.record);

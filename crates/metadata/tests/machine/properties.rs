@@ -610,6 +610,31 @@ impl World {
         }
     }
 
+    /// What an uploader does: all of the WAL, but for every second partition, in long runs or, where a part of one is stored
+    /// already, in short ones.
+    pub(crate) fn upload_most(&mut self, but: usize) {
+        let image = self.rig.machine.image();
+        let Some(session) = image.brokers().first().map(|session| session.session) else { return };
+        for store in [StoreId(1), StoreId(2)] {
+            let in_wal = (0..image.shards()).flat_map(|shard| image.shard_in_wal(shard)).enumerate();
+            let mut runs = vec![];
+            for (_, view) in in_wal.filter(|(n, _)| (n + but) % 2 == 0) {
+                let placement = image.stored_topic(view.topic_id).unwrap().placement;
+                if placement.0 == 0 && store.0 == 2 {
+                    continue;
+                }
+                let run = |base, last| run_of(view.topic_id, view.partition, base, last);
+                let (first, last) = (&view.wal.get_min().unwrap().1, &view.wal.get_max().unwrap().1);
+                runs.push(run(first.base_offset, last.last_offset));
+                runs.extend(view.wal.values().map(|extent| run(extent.base_offset, extent.last_offset)));
+            }
+            if !runs.is_empty() {
+                let object = self.rig.objects(session, 1);
+                self.rig.upload(session, object, store, runs);
+            }
+        }
+    }
+
     fn repeat(&mut self, back: usize) {
         let Some((envelope, result)) = self.sent.get(self.sent.len().wrapping_sub(1 + back % 6)).cloned()
         else {

@@ -1,188 +1,275 @@
-//! Recovery from a log: whatever happened, everything comes back to one point, and every offset below it is in an object.
+//! Random histories with an archive that ends anywhere: what comes back is one cut, whole, and in objects only.
 
+use crate::properties::{Step, World, step};
 use crate::rig::*;
 use isobar_metadata::command::*;
-use isobar_metadata::recover::{Rebuild, RecoverError};
+use isobar_metadata::record::ObjectState;
+use isobar_metadata::recover::*;
 use isobar_metadata::*;
+use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 const ONE: StoreId = StoreId(1);
-const RECORD_BYTES: i64 = 10;
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
-
-/// Last offsets of the batches of each partition.
-type Batches = BTreeMap<(TopicId, i32), Vec<i64>>;
-
-fn sized(topic: TopicId, partition: i32, base: i64, last: i64) -> ObjectRun {
-    let size_bytes = u32::try_from((last - base + 1) * RECORD_BYTES).unwrap();
-    ObjectRun { size_bytes, ..run_of(topic, partition, base, last) }
-}
-
-fn clip(batches: &Batches, run: &ObjectRun, end: i64) -> Option<ObjectRun> {
-    let lasts = batches.get(&(run.topic_id, run.partition))?;
-    let last = lasts.iter().copied().filter(|last| *last < end && *last >= run.base_offset).max()?;
-    Some(sized(run.topic_id, run.partition, run.base_offset, last))
-}
-
-/// Uploads some of what the WAL holds of a partition, from its oldest on.
-fn upload(rig: &mut Rig, session: SessionId, rng: &mut Rng) {
-    let waiting: Vec<_> = (0..rig.machine.view().shards())
-        .flat_map(|shard| rig.machine.view().shard_in_wal(shard))
-        .cloned()
-        .collect();
-    if waiting.is_empty() {
-        return;
-    }
-    let runs = (0..1 + rng.below(2)).map(|_| {
-        let view = &waiting[rng.below(waiting.len() as u64) as usize];
-        let extents: Vec<_> = view.wal.values().collect();
-        let last = extents[rng.below(extents.len() as u64) as usize].last_offset;
-        sized(view.topic_id, view.partition, extents[0].base_offset, last)
-    });
-    let runs = runs.collect();
-    let object = rig.objects(session, 1);
-    rig.upload(session, object, ONE, runs);
-}
-
-fn history(seed: u64) -> (Rig, Batches) {
-    let rng = &mut Rng(seed);
-    let mut rig = Rig::new();
-    let mut batches = Batches::new();
-    let mut broker = rig.broker(1);
-    let mut topics = vec![(rig.topic(broker.0, "a", 3), 3), (rig.topic(broker.0, "b", 1), 1)];
-    for step in 0..150 {
-        rig.time_ms += 1 + rng.below(500) as i64;
-        let (topic, partitions) = topics[rng.below(topics.len() as u64) as usize];
-        let partition = rng.below(partitions) as i32;
-        let exists = rig.machine.view().topic(topic).is_some();
-        match rng.below(100) {
-            0..60 if exists => {
-                let counts: Vec<u32> = (0..1 + rng.below(3)).map(|_| 1 + rng.below(4) as u32).collect();
-                let new = counts.iter().zip(0..).map(|(count, ordinal)| plain(ordinal, *count)).collect();
-                for (result, count) in rig.commit(broker, (topic, partition), new).iter().zip(counts) {
-                    batches
-                        .entry((topic, partition))
-                        .or_default()
-                        .push(result.base_offset + i64::from(count) - 1);
-                }
-            }
-            60..85 => upload(&mut rig, broker.0, rng),
-            85..90 => {
-                rig.objects(broker.0, 1 + rng.below(2) as u32);
-            }
-            90..94 if exists => {
-                let log_start = rig.view(topic, partition).high_watermark - rng.below(6) as i64;
-                let partitions =
-                    vec![NewLogStart { topic_id: topic, partition, log_start: log_start.max(0) }];
-                let reason = LogStartReason::DeleteRecords as i32;
-                rig.control(broker.0, Command::MoveLogStart(MoveLogStart { partitions, reason }));
-            }
-            94..96 => broker = rig.broker(1),
-            96..98 if topics.len() < 5 => topics.push((rig.topic(broker.0, &format!("t{step}"), 2), 2)),
-            98 if exists => {
-                let topic_ids = vec![topic];
-                rig.control(broker.0, Command::DeleteTopics(DeleteTopics { topic_ids }));
-            }
-            _ => {}
-        }
-    }
-    (rig, batches)
-}
 
 fn entry(bytes: &[u8]) -> Entry {
     Entry::from_bytes(bytes.to_vec().into()).unwrap()
 }
 
-#[test]
-fn whatever_happened_everything_comes_back_to_one_point_in_objects() {
-    let (mut clipped, mut behind) = (0, 0);
-    for seed in 0..60 {
-        let (rig, batches) = history(seed);
-        // Any prefix of the log may be what was archived.
-        for upto in [rig.log.len() / 3, rig.log.len() / 2, rig.log.len()] {
-            let log = &rig.log[..upto];
-            let mut end = StateMachine::new(format());
-            for (index, bytes) in log {
-                end.apply(*index, &entry(bytes));
+/// The state machine after the log's entries up to an index.
+fn replay(log: &[(u64, Vec<u8>)], through: u64) -> StateMachine {
+    let mut machine = StateMachine::new(format());
+    for (index, bytes) in log.iter().take_while(|(index, _)| *index <= through) {
+        machine.apply(*index, &entry(bytes));
+    }
+    machine
+}
+
+/// Recovers from the log alone, from a snapshot at `from`, and names the clips.
+fn recover(
+    log: &[(u64, Vec<u8>)],
+    from: u64,
+    cut: u64,
+    incarnation: u32,
+) -> Result<(StateMachine, Vec<Clip>), RecoverError> {
+    let snapshot = replay(log, from).freeze().to_vec();
+    let mut recovery = Recovery::new(StateMachine::restore(&snapshot).unwrap(), cut)?;
+    for (index, bytes) in log.iter().filter(|(index, _)| *index > from) {
+        recovery.entry(*index, Some(&entry(bytes)))?;
+    }
+    let clips = recovery.clips().to_vec();
+    // Two batches of the rig's size, say.
+    let clipped: Vec<_> = clips.iter().map(|_| Clipped { size_bytes: 70, max_timestamp_ms: 1500 }).collect();
+    let time_ms = recovery.time_ms();
+    Ok((recovery.finish(&clipped, incarnation, time_ms + 5000)?, clips))
+}
+
+fn views(image: &Image) -> BTreeMap<PartitionKey, PartitionView> {
+    let views = (0..image.shards()).flat_map(|shard| image.shard_stored(shard));
+    views.map(|view| (view.key(), PartitionView::clone(view))).collect()
+}
+
+/// At which index objects became unreferenced (the last time), by the log.
+fn unreferenced(log: &[(u64, Vec<u8>)]) -> BTreeMap<ObjectId, u64> {
+    let mut machine = StateMachine::new(format());
+    let mut found = BTreeMap::new();
+    for (index, bytes) in log {
+        for effect in &machine.apply(*index, &entry(bytes)).effects.effects {
+            if let Some(EffectKind::Object(record)) = &effect.kind
+                && record.state == ObjectState::Unreferenced as i32
+            {
+                assert!(found.insert(record.object, *index).is_none(), "unreferenced twice");
             }
-            let cut = end.view().recovery_cut();
-            behind += u64::from(cut < end.applied_index());
-            let mut at_cut = StateMachine::new(format());
-            for (index, bytes) in log.iter().filter(|(index, _)| *index <= cut) {
-                at_cut.apply(*index, &entry(bytes));
-            }
-            let mut rebuild = Rebuild::new(StateMachine::new(format()), cut).unwrap();
-            for (index, bytes) in log {
-                let entry = entry(bytes);
-                let needs = rebuild.needs(*index, Some(&entry));
-                let mut clip = |object: ObjectId, run: &ObjectRun, end: i64| {
-                    clipped += 1;
-                    assert!(needs.contains(&object), "seed {seed}: a footer that was not asked for");
-                    clip(&batches, run, end)
-                };
-                rebuild.entry(*index, Some(&entry), &mut clip).unwrap();
-            }
-            let (state, cut_time_ms) =
-                rebuild.finish(1).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-            assert_eq!(cut_time_ms, at_cut.time_ms());
-            assert_eq!(state.view().incarnation(), 1);
-            for topic in state.view().topics() {
-                for partition in 0..topic.partitions {
-                    let view = state.view().partition(topic.topic_id, partition).unwrap();
-                    let then = at_cut.view().partition(topic.topic_id, partition).unwrap();
-                    assert_eq!(view.high_watermark, then.high_watermark, "seed {seed}");
-                    let log_start = end
-                        .view()
-                        .stored_view(PartitionKey::new(topic.topic_id, partition))
-                        .map_or(then.log_start, |last| last.log_start.min(then.high_watermark));
-                    assert_eq!(view.log_start, log_start, "seed {seed}");
-                    for offset in view.log_start..view.high_watermark {
-                        assert!(view.locate_in_store(ONE, offset).is_some(), "seed {seed}: {offset} is lost");
-                    }
-                    let last = view
-                        .stores
-                        .values()
-                        .filter_map(|extents| extents.get_max())
-                        .map(|(_, e)| e.last_offset);
-                    assert!(last.max().is_none_or(|last| last < view.high_watermark), "seed {seed}");
-                    assert_eq!(view.leader_epoch() >> 23, 1, "new batches are of the new incarnation");
-                }
-            }
-            assert_eq!(state.view().groups().count(), at_cut.view().groups().count());
         }
     }
-    assert!(clipped > 20 && behind > 100, "only {clipped} clipped runs, {behind} cuts behind the end");
+    found
+}
+
+/// A history with an uploader in it.
+fn world(steps: Vec<Step>) -> World {
+    let mut world = World::new();
+    for (n, step) in steps.into_iter().enumerate() {
+        world.step(step);
+        if n % 16 == 15 {
+            world.upload_most(n / 16 + n / 64);
+        }
+    }
+    world
+}
+
+/// Entries behind the cut, runs that were clipped, offsets that came back.
+fn check(log: &[(u64, Vec<u8>)], world: &World, from: u8) -> (u64, usize, i64) {
+    let end = log.last().unwrap().0;
+    let full = replay(log, end);
+    let cut = full.view().recovery_cut();
+    let incarnation = full.view().incarnation() + 1;
+    let from = cut * u64::from(from) / 255;
+    let (recovered, clips) = recover(log, from, cut, incarnation).unwrap();
+    let at_cut = replay(log, cut);
+    let (image, then, now) = (recovered.view(), at_cut.view(), full.view());
+    assert_eq!((image.index(), image.incarnation()), (end + 1, incarnation));
+
+    let gone = unreferenced(log);
+    let (views_then, views_now) = (views(then), views(now));
+    let recovered_views = views(image);
+    for (key, view) in &views_then {
+        let Some(found) = recovered_views.get(key) else {
+            assert!(!views_now.contains_key(key), "{key:?} is lost");
+            continue;
+        };
+        let newest = &views_now[key];
+        assert_eq!(found.high_watermark, view.high_watermark, "every log ends where it did at the cut");
+        assert_eq!(found.log_start, newest.log_start.min(view.high_watermark));
+        assert!(found.wal.is_empty() && found.wal_bytes == 0);
+        assert_eq!(image.topic(key.topic_id).is_some(), now.topic(key.topic_id).is_some());
+        let epoch = ids::base_leader_epoch(incarnation);
+        assert_eq!(found.leader_epoch(), epoch);
+        assert!(newest.leader_epoch() < epoch && found.epoch_at(found.high_watermark) == epoch);
+        let mut stores = found.stores.values().flat_map(|list| list.values());
+        let in_objects = stores.all(|extent| {
+            let object = extent.object().unwrap().object;
+            gone.get(&object).is_none_or(|index| *index > cut)
+        });
+        assert!(in_objects, "an extent in an object that may have been deleted");
+        let pointers = found.indexed.values().flat_map(|list| list.values());
+        for pointer in pointers {
+            let objects = pointer.objects().map(|(object, _)| object).chain([pointer.object]);
+            objects.for_each(|object| assert!(gone.get(&object).is_none_or(|index| *index > cut)));
+        }
+    }
+    assert!(recovered_views.keys().all(|key| views_then.contains_key(key)), "nothing is made up");
+    for group in then.groups() {
+        let offsets =
+            |image: &Image| image.offsets(&group.group).map(|(k, o)| (k, o.clone())).collect::<Vec<_>>();
+        let visible = |(key, _): &(PartitionKey, _)| image.view(*key).is_some() && then.view(*key).is_some();
+        let (a, b) = (offsets(image), offsets(then));
+        assert!(a.iter().filter(|o| visible(o)).eq(b.iter().filter(|o| visible(o))), "of {}", group.group);
+    }
+    // All else that must hold at all times; and it goes on, in new ids, also from a snapshot.
+    let mut rig = Rig::over(recovered, world.rig.time_ms, world.rig.blocks.clone());
+    rig.check();
+    rig.restart();
+    let broker = rig.broker(7);
+    assert_eq!((broker.0.incarnation(), broker.1.incarnation()), (incarnation, incarnation));
+    let topic = rig
+        .machine
+        .view()
+        .topics()
+        .find(|topic| topic.placement == PlacementId(0) && topic.settings.durability == Durability::Wal);
+    if let Some(topic) = topic.map(|topic| topic.topic_id) {
+        let end = rig.view(topic, 0).high_watermark;
+        assert_eq!(rig.commit(broker, (topic, 0), vec![plain(0, 3)])[0].base_offset, end);
+        assert_eq!(rig.objects(broker.0, 1).incarnation(), incarnation);
+    }
+    let offsets = recovered_views.values().map(|view| view.high_watermark - view.log_start).sum();
+    (end - cut, clips.len(), offsets)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, max_shrink_iters: 500, ..ProptestConfig::default() })]
+    #[test]
+    fn what_comes_back_is_one_cut(
+        steps in prop::collection::vec(step(), 1..200),
+        ends in prop::collection::vec(any::<prop::sample::Index>(), 3),
+        from in any::<u8>(),
+    ) {
+        let world = world(steps);
+        for end in ends {
+            let end = 1 + end.index(world.rig.log.len());
+            check(&world.rig.log[..end], &world, from);
+        }
+    }
+}
+
+/// The generator must reach what the property is about.
+#[test]
+fn random_archives_lose_something() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+    let mut runner = TestRunner::deterministic();
+    let (mut lost, mut clips, mut offsets) = (0, 0, 0);
+    for _ in 0..20 {
+        let steps = prop::collection::vec(step(), 150..200).new_tree(&mut runner).unwrap().current();
+        let world = world(steps);
+        let len = world.rig.log.len();
+        for end in (1..=6).map(|sixth| len * sixth / 6) {
+            let (entries, clipped, back) = check(&world.rig.log[..end], &world, 200);
+            lost += entries;
+            clips += clipped;
+            offsets += back;
+        }
+    }
+    println!("{lost} entries behind the cuts, {clips} runs clipped, {offsets} offsets came back");
+    assert!(lost > 300 && clips > 10 && offsets > 1000, "{lost} {clips} {offsets}");
+}
+
+/// One partition: [0, 4] stored, [5, 9] and [10, 14] in the WAL, then one object with both.
+fn straddling() -> (Rig, SessionId, TopicId, ObjectId, u64) {
+    let mut rig = Rig::new();
+    let broker = rig.broker(1);
+    let topic = rig.topic(broker.0, "t", 2);
+    let object = rig.objects(broker.0, 4);
+    rig.commit(broker, (topic, 0), vec![plain(0, 5)]);
+    rig.upload(broker.0, object, ONE, vec![run_of(topic, 0, 0, 4)]);
+    rig.commit(broker, (topic, 0), vec![plain(0, 5)]);
+    // This one stays in the WAL: the cut lies before it.
+    rig.commit(broker, (topic, 1), vec![plain(0, 1)]);
+    let cut = rig.index - 1;
+    rig.commit(broker, (topic, 0), vec![plain(0, 5)]);
+    rig.upload(broker.0, ObjectId(object.0 + 1), ONE, vec![run_of(topic, 0, 5, 14)]);
+    (rig, broker.0, topic, object, cut)
 }
 
 #[test]
-fn what_does_not_fit_together_is_an_error() {
-    let (rig, _) = history(1);
-    let last = rig.machine.applied_index();
-    assert!(matches!(Rebuild::new(rig.machine.clone(), last - 1), Err(RecoverError::AboveCut { .. })));
-    let mut rebuild = Rebuild::new(StateMachine::new(format()), 10).unwrap();
-    let mut none = |_: ObjectId, _: &ObjectRun, _: i64| None;
-    let gap = rebuild.entry(2, Some(&entry(&rig.log[1].1)), &mut none);
-    assert_eq!(gap, Err(RecoverError::Gap { applied: 0, found: 2 }));
-    rebuild.entry(1, Some(&entry(&rig.log[0].1)), &mut none).unwrap();
-    assert_eq!(rebuild.finish(256).map(|_| ()), Err(RecoverError::Incarnation(256)));
+fn a_run_across_the_cut_is_clipped() {
+    let (rig, _, topic, object, cut) = straddling();
+    assert_eq!(rig.machine.view().recovery_cut(), cut);
+    let (recovered, clips) = recover(&rig.log, 0, cut, 1).unwrap();
+    let expected = Clip {
+        partition: PartitionKey::new(topic, 0),
+        store: ONE,
+        object: ObjectId(object.0 + 1),
+        position: 0,
+        size_bytes: 100,
+        base_offset: 5,
+        last_offset: 14,
+        end_offset: 10,
+    };
+    assert_eq!(clips, [expected]);
+    let view = recovered.view().partition(topic, 0).unwrap();
+    assert_eq!(view.high_watermark, 10);
+    let extent = view.locate(9, &[]).unwrap().extent().unwrap();
+    assert_eq!((extent.last_offset, extent.size_bytes, extent.max_timestamp_ms), (9, 70, 1500));
+    assert_eq!(extent.object().unwrap().size_bytes, 70);
+    let of_clipped = recovered.view().object(ObjectId(object.0 + 1)).unwrap();
+    assert_eq!((of_clipped.live_bytes, of_clipped.refs, of_clipped.size_bytes), (70, 1, 100));
+    assert_eq!(view.end_of_epoch(0), Some((0, 10)), "who has seen more is told");
+    let ended = recovered.view().partition(topic, 1).unwrap();
+    assert_eq!((ended.log_start, ended.high_watermark), (0, 0));
+}
 
-    // A cut that says too much: what is in the WAL only is found.
-    let mut rig = Rig::new();
-    let broker = rig.broker(1);
-    let topic = rig.topic(broker.0, "t", 1);
-    rig.commit(broker, (topic, 0), vec![plain(0, 3)]);
-    let rebuild = Rebuild::new(rig.machine.clone(), rig.index).unwrap();
-    assert_eq!(rebuild.finish(1).map(|_| ()), Err(RecoverError::InWal { topic, partition: 0, offset: 0 }));
+#[test]
+fn what_became_of_the_bytes_later_does_not_matter() {
+    let (mut rig, session, topic, object, cut) = straddling();
+    // Compacted, and the sources deleted as far as metadata knows: the recovered cluster reads the sources, which the
+    // deleter may not have deleted, for they were unreferenced after the cut.
+    let (first, second) = (object, ObjectId(object.0 + 1));
+    let replaces = vec![
+        ReplacedExtent { base_offset: 0, object: first, position: 0 },
+        ReplacedExtent { base_offset: 5, object: second, position: 0 },
+    ];
+    let runs = vec![CompactedRun { run: run_of(topic, 0, 0, 14), replaces }];
+    assert_eq!(rig.compact(session, ObjectId(object.0 + 2), ONE, runs).applied, [0]);
+    assert_eq!(rig.machine.view().recovery_cut(), cut);
+    let (recovered, _) = recover(&rig.log, cut, cut, 1).unwrap();
+    let view = recovered.view().partition(topic, 0).unwrap();
+    let objects: Vec<_> = view.stores[&ONE].values().map(|extent| extent.object().unwrap().object).collect();
+    assert_eq!(objects, [first, second]);
+    let merged = recovered.view().object(ObjectId(object.0 + 2)).unwrap();
+    assert_eq!(merged.state, ObjectState::Prepared as i32, "it expires");
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_said() {
+    let (rig, _, _, _, cut) = straddling();
+    let log = &rig.log;
+    assert!(matches!(recover(log, cut + 1, cut, 1), Err(RecoverError::SnapshotTooNew { .. })));
+    assert!(matches!(recover(log, 0, rig.index + 1, 1), Err(RecoverError::TooShort { .. })));
+    assert!(
+        matches!(recover(log, 0, cut + 1, 1), Err(RecoverError::Torn { offset: 0, .. })),
+        "not the log's cut"
+    );
+    assert!(matches!(
+        recover(&log[..cut as usize + 1], 0, cut, 1),
+        Err(RecoverError::Torn { offset: 5, .. })
+    ));
+    assert!(matches!(recover(log, 0, cut, 0), Err(RecoverError::Incarnation { .. })));
+    assert!(matches!(recover(log, 0, cut, 256), Err(RecoverError::Incarnation { .. })));
+    let mut gap = log.clone();
+    gap.remove(3);
+    assert!(matches!(recover(&gap, 0, cut, 1), Err(RecoverError::Gap { expected: 4, found: 5 })));
+    let mut recovery = Recovery::new(StateMachine::new(format()), cut).unwrap();
+    for (index, bytes) in log {
+        recovery.entry(*index, Some(&entry(bytes))).unwrap();
+    }
+    assert!(matches!(recovery.finish(&[], 1, 0), Err(RecoverError::Clips { found: 0, expected: 1 })));
 }

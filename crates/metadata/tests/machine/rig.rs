@@ -73,6 +73,18 @@ impl Rig {
         Uuid::from_u128(self.next_uuid << 64 | self.next_uuid)
     }
 
+    /// Goes on with a state machine that is there already.
+    pub(crate) fn over(
+        machine: StateMachine,
+        time_ms: i64,
+        blocks: BTreeMap<(ObjectId, u64), Bytes>,
+    ) -> Self {
+        let (index, follower) = (machine.applied_index(), machine.image());
+        let (time_ms, cuts) = (time_ms.max(machine.time_ms()), vec![machine.view().recovery_cut()]);
+        // Ids of the log before would come again.
+        Self { machine, follower, index, time_ms, blocks, cuts, next_uuid: 1 << 40, ..Self::new() }
+    }
+
     /// Applies one entry, to the machine and, by its effects, to the follower.
     pub(crate) fn run(&mut self, commands: Vec<Envelope>) -> Vec<CommandResult> {
         self.index += 1;
