@@ -273,13 +273,8 @@ impl Node {
         let _ =
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
         let jobs = Jobs::start(host, STORE, &bucket, &proposer, index.clone(), &options.jobs);
-        let deleter = Deleter::start(
-            host,
-            bucket.clone(),
-            Some(guard),
-            Arc::clone(&proposer),
-            options.deleter.clone(),
-        );
+        let deleter =
+            Deleter::start(host, bucket.clone(), Some(guard), Arc::clone(&proposer), options.deleter.clone());
         let fsck = FsckParts { host: host.clone(), bucket, proposer, index };
         let operations = Arc::new(NodeOperations { host: host.clone(), fsck, store: STORE });
         let admin = start_admin(host, &options, registry, &broker, &archiver, operations).await?;
@@ -454,12 +449,8 @@ pub(crate) fn write_format(
     store_marked: bool,
 ) -> Result<(), NodeError> {
     let path = data.join("node.json");
-    let format = NodeFormat {
-        version: NODE_FORMAT_VERSION,
-        cluster_id: cluster_id.to_owned(),
-        node_id,
-        store_marked,
-    };
+    let format =
+        NodeFormat { version: NODE_FORMAT_VERSION, cluster_id: cluster_id.to_owned(), node_id, store_marked };
     let mut text = serde_json::to_vec_pretty(&format)
         .map_err(|error| NodeError::Format { path: path.clone(), what: error.to_string() })?;
     text.push(b'\n');

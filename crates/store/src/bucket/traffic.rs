@@ -49,7 +49,8 @@ impl Bucket {
     ) -> Result<Vec<Bytes>, StoreError> {
         let wanted = range.end.saturating_sub(range.start);
         let _permit = self.permit("get", key, wanted, self.inner.options.get_total).await?;
-        let ask = || self.read("get", key, |seen| self.get_pieces_once(key, range.clone(), piece_bytes, seen));
+        let ask =
+            || self.read("get", key, |seen| self.get_pieces_once(key, range.clone(), piece_bytes, seen));
         let pieces = self.hedged(wanted, ask).await?;
         self.count_bytes("get", pieces.iter().map(|piece| piece.len() as u64).sum());
         Ok(pieces)

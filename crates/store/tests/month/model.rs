@@ -23,15 +23,15 @@ use isobar_store::retain_plan::{Policy, Step, Walk};
 use isobar_store::{compact_plan, index_plan};
 use isobar_testkit::Rng;
 
-pub const STORE: StoreId = StoreId(1);
-pub const START_MS: i64 = 1_767_225_600_000;
+pub(crate) const STORE: StoreId = StoreId(1);
+pub(crate) const START_MS: i64 = 1_767_225_600_000;
 /// About what a footer takes for a batch.
 const FOOTER_BYTES_A_BATCH: u64 = 17;
 const GRACE_MS: i64 = 300_000;
 
 /// A topic's load.
 #[derive(Debug, Clone)]
-pub struct Load {
+pub(crate) struct Load {
     pub partitions: i32,
     /// Bytes a second, over all partitions.
     pub bytes_per_s: u64,
@@ -42,7 +42,7 @@ pub struct Load {
 
 /// What was written and asked for.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     pub produced_bytes: u64,
     pub uploaded_bytes: u64,
     pub compacted_bytes: u64,
@@ -54,7 +54,7 @@ pub struct Counts {
 
 /// The state of things.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     pub objects: u64,
     pub bucket_bytes: u64,
     pub retained_bytes: u64,
@@ -63,7 +63,7 @@ pub struct Snapshot {
     pub metadata_bytes: u64,
 }
 
-pub struct Model {
+pub(crate) struct Model {
     pub machine: StateMachine,
     pub now_ms: i64,
     pub counts: Counts,
@@ -86,14 +86,14 @@ pub struct Model {
     planned_at: (u64, u64),
 }
 
-pub fn topic(n: usize) -> TopicId {
+pub(crate) fn topic(n: usize) -> TopicId {
     let mut id = [0_u8; 16];
     id[..8].copy_from_slice(&(n as u64 + 1).to_be_bytes());
     TopicId::from(id)
 }
 
 impl Model {
-    pub fn new(loads: Vec<Load>, seed: u64) -> Self {
+    pub(crate) fn new(loads: Vec<Load>, seed: u64) -> Self {
         let format = ClusterFormat::dev("clusterclusterclusterc".to_owned(), "store".to_owned());
         let mut model = Self {
             machine: StateMachine::new(format),
@@ -171,17 +171,17 @@ impl Model {
         applied.results.into_iter().next().unwrap()
     }
 
-    pub fn control(&mut self, command: Command) -> CommandResult {
+    pub(crate) fn control(&mut self, command: Command) -> CommandResult {
         self.number += 1;
         self.apply(Envelope::new(self.session, LaneId::CONTROL, self.number, self.number, command))
     }
 
-    pub fn image(&self) -> Image {
+    pub(crate) fn image(&self) -> Image {
         self.machine.image()
     }
 
     /// One chunk with what every topic is owed for `elapsed_ms`.
-    pub fn produce(&mut self, elapsed_ms: i64) {
+    pub(crate) fn produce(&mut self, elapsed_ms: i64) {
         let mut partitions = Vec::new();
         let mut ordinal = 0;
         for (n, (topic_id, load)) in self.loads.iter().enumerate() {
@@ -223,14 +223,14 @@ impl Model {
         assert!(result.batches.iter().all(|batch| batch.error_code == 0));
     }
 
-    pub fn grant(&mut self) -> ObjectId {
+    pub(crate) fn grant(&mut self) -> ObjectId {
         let result = self.control(Command::GrantObjects(GrantObjects { count: 1, lifetime_ms: 3_600_000 }));
         let CommandResult::Objects(granted) = result else { panic!("{result:?}") };
         granted.first
     }
 
     /// Uploads all that is due, as the uploader plans it.
-    pub fn upload(&mut self, max_bytes: u64) {
+    pub(crate) fn upload(&mut self, max_bytes: u64) {
         loop {
             let image = self.image();
             let views: Vec<_> = (0..image.shards()).flat_map(|shard| image.shard_in_wal(shard)).collect();
@@ -278,7 +278,7 @@ impl Model {
     }
 
     /// Does every job there is. With `lose` one in so many is done and never committed.
-    pub fn compact(&mut self, lose: u64) {
+    pub(crate) fn compact(&mut self, lose: u64) {
         loop {
             let image = self.image();
             let seen = image.objects().fold((0, 0), |(n, live), object| {
@@ -360,7 +360,7 @@ impl Model {
         assert_eq!(applied, count, "nothing raced");
     }
 
-    pub fn index(&mut self) {
+    pub(crate) fn index(&mut self) {
         let planned = index_plan::plan(&self.image(), STORE, &self.index_limits);
         if planned.is_empty() {
             return;
@@ -391,7 +391,7 @@ impl Model {
         assert_eq!((result.error_code, result.applied.len()), (0, count));
     }
 
-    pub fn retain(&mut self) {
+    pub(crate) fn retain(&mut self) {
         let image = self.image();
         let written = |extent: &Extent| {
             let object = extent.object().and_then(|location| image.object(location.object));
@@ -429,7 +429,7 @@ impl Model {
     }
 
     /// What the deleter does, but for the archive's cut.
-    pub fn delete(&mut self) {
+    pub(crate) fn delete(&mut self) {
         self.control(Command::ExpireObjects(ExpireObjects { limit: 0 }));
         let image = self.image();
         let due: Vec<ObjectId> = image
@@ -457,7 +457,7 @@ impl Model {
         }
     }
 
-    pub fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let image = self.image();
         let mut snapshot = Snapshot {
             objects: self.bucket.len() as u64,
@@ -476,7 +476,7 @@ impl Model {
     }
 
     /// The batches of a partition from its log start to its end, as its locations say.
-    pub fn read(&self, image: &Image, key: PartitionKey) -> Vec<(i64, u64)> {
+    pub(crate) fn read(&self, image: &Image, key: PartitionKey) -> Vec<(i64, u64)> {
         let view = image.view(key).unwrap();
         let (mut offset, mut read) = (view.log_start, Vec::new());
         while offset < view.high_watermark {
@@ -499,20 +499,20 @@ impl Model {
         read
     }
 
-    pub fn keys(&self) -> Vec<PartitionKey> {
+    pub(crate) fn keys(&self) -> Vec<PartitionKey> {
         let keys = self.loads.iter().flat_map(|(topic_id, load)| {
             (0..load.partitions).map(|partition| PartitionKey::new(*topic_id, partition))
         });
         keys.collect()
     }
 
-    pub fn draw(&mut self, below: u64) -> u64 {
+    pub(crate) fn draw(&mut self, below: u64) -> u64 {
         self.rng.below(below)
     }
 }
 
 /// Names for `Counts::jobs`.
-pub fn job_names() -> [&'static str; 4] {
+pub(crate) fn job_names() -> [&'static str; 4] {
     use compact_plan::Kind;
     [Kind::Uploads, Kind::Dead, Kind::Single, Kind::Small].map(Kind::name)
 }
