@@ -91,6 +91,7 @@ fn apply_is_fast() {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "it measures")]
 fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/statm").unwrap();
     status.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
