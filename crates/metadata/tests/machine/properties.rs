@@ -618,7 +618,7 @@ impl World {
         for store in [StoreId(1), StoreId(2)] {
             let in_wal = (0..image.shards()).flat_map(|shard| image.shard_in_wal(shard)).enumerate();
             let mut runs = vec![];
-            for (_, view) in in_wal.filter(|(n, _)| (n + but) % 2 == 0) {
+            for (_, view) in in_wal.filter(|(n, _)| (n + but).is_multiple_of(2)) {
                 let placement = image.stored_topic(view.topic_id).unwrap().placement;
                 if placement.0 == 0 && store.0 == 2 {
                     continue;

@@ -90,3 +90,76 @@ fn apply_is_fast() {
         );
     }
 }
+
+#[expect(clippy::disallowed_methods, reason = "it measures")]
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+    status.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// Run it alone.
+#[test]
+#[ignore = "a measurement"]
+fn what_an_extent_and_a_pointer_take() {
+    const EXTENTS: u64 = 1000;
+    const PARTITIONS: u64 = 200;
+    let mut rig = Rig::new();
+    rig.checked = false;
+    let broker = rig.broker(1);
+    let topic = rig.topic(broker.0, "t", PARTITIONS as i32);
+    let machine_bytes = |rig: &Rig| {
+        let snapshot = rig.machine.freeze().to_vec();
+        // The first takes what lies free; the next two are all new.
+        let warm = StateMachine::restore(&snapshot).unwrap();
+        let before = resident_bytes();
+        let copies = [(); 2].map(|()| StateMachine::restore(&snapshot).unwrap());
+        let bytes = (resident_bytes() - before) / 2;
+        assert!(copies[0] == warm && copies[1] == rig.machine);
+        (bytes, snapshot.len() as u64)
+    };
+    let mut objects = vec![];
+    for _ in 0..EXTENTS {
+        let parts = (0..PARTITIONS as i32).map(|partition| CommitPartition {
+            topic_id: topic,
+            partition,
+            batches: vec![plain(partition as u32, 1000)],
+            ..CommitPartition::default()
+        });
+        let parts = parts.collect();
+        let command = rig.chunk(broker.1, parts);
+        rig.send(broker.0, WAL_LANE, command);
+        let object = rig.objects(broker.0, 1);
+        objects.push(object);
+        let end = rig.view(topic, 0).high_watermark;
+        let runs = (0..PARTITIONS as i32).map(|partition| run_of(topic, partition, end - 1000, end - 1));
+        assert_eq!(
+            rig.upload(broker.0, object, StoreId(1), runs.collect()).applied.len(),
+            PARTITIONS as usize
+        );
+    }
+    let count = EXTENTS * PARTITIONS;
+    let (memory, snapshot) = machine_bytes(&rig);
+    println!("an extent: {} bytes of memory, {} of snapshot", memory / count, snapshot / count);
+    let index = rig.objects(broker.0, 1);
+    let mut runs = vec![];
+    for partition in 0..PARTITIONS as i32 {
+        let extents: Vec<Extent> = rig.view(topic, partition).stores[&StoreId(1)].values().cloned().collect();
+        for part in extents.chunks(100) {
+            runs.push(rig.index_run(index, runs.len() as u64, topic, partition, part));
+        }
+    }
+    let pointers = runs.len() as u64;
+    let start = cpu();
+    assert_eq!(rig.commit_index(broker.0, index, StoreId(1), runs).applied.len() as u64, pointers);
+    let took = (cpu() - start) / pointers as u32;
+    rig.blocks.clear();
+    let snapshot = rig.machine.freeze().to_vec().len() as u64;
+    let pointer = rig.view(topic, 0).indexed[&StoreId(1)].get_min().unwrap().1.clone();
+    println!(
+        "a pointer to 100 extents in 100 objects: {} bytes of memory and {} of the map, {} of snapshot (with {EXTENTS} \
+         object records), {took:?} to commit",
+        pointer.objects.len(),
+        size_of::<IndexPointer>() + 8,
+        snapshot / pointers
+    );
+}
