@@ -64,7 +64,7 @@ impl Host {
 
     #[cfg(feature = "sim")]
     pub(crate) fn simulated(node: Arc<sim::Node>, disk: Arc<dyn Disk>) -> Self {
-        Self { inner: Arc::new(Inner { world: World::Sim(node), disk, points: CrashPoints::default() }) }
+        Self { inner: Arc::new(Inner { world: World::Sim(node), disk, points: Default::default() }) }
     }
 
     /// True in the simulated world, where there are no threads of one's own.

@@ -6,7 +6,7 @@ use std::path::Path;
 use isobar_node::config::{self, Config, Flag};
 
 use crate::Failure;
-use crate::cli::{Cli, ConfigCommand, DevArgs};
+use crate::cli::{Cli, Command, ConfigCommand, DevArgs};
 
 /// What `isobar dev` with these flags runs with.
 pub(crate) fn load(args: &DevArgs, cli: &Cli) -> Result<Config, Failure> {
@@ -62,7 +62,11 @@ impl Logging {
         let or_variable =
             |flag: &Option<String>, name: &str| flag.clone().or_else(|| std::env::var(name).ok());
         let default = Config::defaults();
-        let filter = or_variable(&cli.log, "ISOBAR_LOG");
+        let mut filter = or_variable(&cli.log, "ISOBAR_LOG");
+        // This command says itself what the log would say.
+        if matches!(cli.command, Command::Store(_)) {
+            filter.get_or_insert_with(|| "off".to_owned());
+        }
         Self {
             filter: filter.unwrap_or_else(|| default.text("log.filter").unwrap_or_default().to_owned()),
             json: or_variable(&cli.log_format, "ISOBAR_LOG_FORMAT").as_deref() == Some("json"),

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use isobar_host::Host;
 use isobar_protocol::batch::{BatchHeader, Batches};
 use isobar_protocol::records::decode_batch;
+use isobar_store::MARKER_KEY;
 use isobar_store::format::Footer;
 use serde_json::{Value, json};
 
@@ -135,9 +136,19 @@ impl Dump<'_> {
         let mut objects = files_below(dir)?;
         objects.sort();
         for object in objects {
-            self.object(&object)?;
+            if object == dir.join(MARKER_KEY) {
+                self.marker(&object)?;
+            } else {
+                self.object(&object)?;
+            }
         }
         Ok(())
+    }
+
+    fn marker(&mut self, path: &Path) -> Result<(), Failure> {
+        let bytes = self.host.read_file(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        self.say(&format!("marker {}: {text}", path.display()), &json!({ "marker": path, "text": text }))
     }
 
     fn object(&mut self, path: &Path) -> Result<(), Failure> {

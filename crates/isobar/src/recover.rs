@@ -21,7 +21,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use isobar_host::Host;
 use isobar_metadata::ids::MAX_INCARNATION;
-use isobar_metadata::{ObjectId, StateMachine};
+use isobar_metadata::{Image, ObjectId, StateMachine};
 use isobar_raft::archive::ArchiveError;
 use isobar_raft::{QuorumOptions, RaftError};
 use isobar_store::format::object_key;
@@ -313,10 +313,10 @@ impl Source {
     ) -> Result<(Found, StateMachine), RecoverError> {
         let mut notes = Vec::new();
         let history = history::newest(&*self.archive, &self.cluster_id, self.claimed, &mut notes).await?;
-        let before = history::log_ends(&history.end_image);
+        let before = log_ends(&history.end_image);
         let (state, cut_ms) = history.rebuild(&self.bucket, begin).await?;
         let image = state.view();
-        let after = history::log_ends(image);
+        let after = log_ends(image);
         let lost =
             |(name, partition): &(String, i32)| *partition == 0 && !after.contains_key(&(name.clone(), 0));
         let topics_lost = before.keys().filter(|key| lost(key)).map(|(name, _)| name.clone()).collect();
@@ -366,6 +366,19 @@ impl Source {
         let examples = missing.iter().take(EXAMPLES).cloned().collect::<Vec<_>>().join(", ");
         Err(RecoverError::Missing { missing: missing.len(), checked: wanted.len(), examples })
     }
+}
+
+/// Log start and log end of every partition, by topic name.
+fn log_ends(image: &Image) -> BTreeMap<(String, i32), (i64, i64)> {
+    let mut ends = BTreeMap::new();
+    for topic in image.topics() {
+        for partition in 0..topic.partitions {
+            if let Some(view) = image.partition(topic.topic_id, partition) {
+                ends.insert((topic.name.clone(), partition), (view.log_start, view.high_watermark));
+            }
+        }
+    }
+    ends
 }
 
 /// What is wrong with an object, if anything is.

@@ -358,6 +358,7 @@ fn cause_of_code(code: &str, text: &str) -> Option<Cause> {
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => Cause::ExpiredCredentials,
         "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture" => Cause::Clock,
         "InvalidAccessKeyId"
+        | "XAdminUserNotFound"
         | "SignatureDoesNotMatch"
         | "InvalidToken"
         | "AuthenticationFailed"

@@ -60,6 +60,8 @@ pub struct CompactorOptions {
     pub bytes_per_s: u64,
     /// What is worth a job.
     pub limits: Limits,
+    /// Runs of one command.
+    pub part_runs: usize,
     /// Least time that a granted id may wait for its commit.
     pub grant_lifetime: Duration,
 }
@@ -71,6 +73,7 @@ impl Default for CompactorOptions {
             interval: Duration::from_secs(10),
             bytes_per_s: 64 << 20,
             limits: Limits::default(),
+            part_runs: PART_RUNS,
             grant_lifetime: Duration::from_secs(3600),
         }
     }
@@ -236,7 +239,7 @@ impl Work {
         size_bytes: u64,
         runs: Vec<CompactedRun>,
     ) -> Option<usize> {
-        let parts = split(runs);
+        let parts = split(runs, self.options.part_runs);
         let last = parts.len().saturating_sub(1);
         let mut applied = 0;
         for (number, runs) in parts.into_iter().enumerate() {
@@ -252,8 +255,11 @@ impl Work {
                     return None;
                 }
             }
-            self.host.crash_point(if more_parts { "compact.between_parts" } else { "compact.after_commit" });
+            if more_parts {
+                self.host.crash_point("compact.between_parts");
+            }
         }
+        self.host.crash_point("compact.after_commit");
         Some(applied)
     }
 
@@ -282,13 +288,13 @@ fn fingerprint(image: &Image) -> (u64, u64) {
     })
 }
 
-fn split(runs: Vec<CompactedRun>) -> Vec<Vec<CompactedRun>> {
+fn split(runs: Vec<CompactedRun>, part_runs: usize) -> Vec<Vec<CompactedRun>> {
     let mut parts: Vec<Vec<CompactedRun>> = Vec::new();
     let mut extents = 0;
     for run in runs {
         extents += run.replaces.len();
         match parts.last_mut() {
-            Some(part) if part.len() < PART_RUNS && extents <= PART_EXTENTS => part.push(run),
+            Some(part) if part.len() < part_runs && extents <= PART_EXTENTS => part.push(run),
             _ => {
                 extents = run.replaces.len();
                 parts.push(vec![run]);

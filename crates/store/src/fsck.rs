@@ -304,7 +304,6 @@ impl Check<'_> {
         if self.options.repair {
             let image = self.fresh().await?;
             if garbage(image.object(object).map(|object| &object.record)).is_some() {
-                self.parts.host.crash_point("fsck.before_delete");
                 match self.parts.bucket.delete(&key).await {
                     Ok(()) => repaired = true,
                     Err(error) => what = format!("{what}; not deleted: {error}"),

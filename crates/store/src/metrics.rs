@@ -27,7 +27,7 @@ pub struct RequestLabels {
 pub struct FailingLabels {
     /// Name of the store.
     pub store: String,
-    /// `reading` or `writing`.
+    /// `reading`, `writing` or `deleting`.
     pub kind: &'static str,
     /// [`crate::Cause::name`].
     pub cause: &'static str,

@@ -201,8 +201,15 @@ fn compactor_options() -> CompactorOptions {
         dead_slack_bytes: 100 << 10,
         ..compact_plan::Limits::default()
     };
-    let interval = Duration::from_millis(40);
-    CompactorOptions { interval, bytes_per_s: 100 << 20, limits, ..CompactorOptions::default() }
+    let (interval, grant_lifetime) = (Duration::from_millis(40), Duration::from_secs(60));
+    CompactorOptions {
+        interval,
+        bytes_per_s: 100 << 20,
+        limits,
+        part_runs: 2,
+        grant_lifetime,
+        ..CompactorOptions::default()
+    }
 }
 
 fn indexer_options() -> IndexerOptions {
@@ -504,12 +511,13 @@ async fn aftermath(node: Option<Node>, counts: Arc<Mutex<Counts>>) {
 }
 
 /// Where a node dies between two steps of an object's life.
-const POINTS: [&str; 12] = [
+const POINTS: [&str; 13] = [
     "upload.after_read",
     "upload.after_put",
     "upload.after_commit",
     "compact.planned",
     "compact.granted",
+    "compact.between_parts",
     "compact.after_put",
     "compact.after_commit",
     "index.before_put",

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use isobar_broker::Options;
 use isobar_host::Host;
-use isobar_node::node::{Node, NodeOptions, Store};
+use isobar_node::node::{JobOptions, Node, NodeOptions, Store};
 use isobar_raft::archive::ArchiveOptions;
-use isobar_store::DeleterOptions;
+use isobar_store::{
+    CompactorOptions, DeleterOptions, IndexerOptions, RetainerOptions, compact_plan, index_plan,
+};
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
@@ -90,7 +92,45 @@ pub(crate) fn options(plan: &NodePlan, store: Option<Store>) -> NodeOptions {
             grace: plan.delete_after,
             repeat: Duration::from_secs(5),
         },
+        jobs: jobs(),
         ..NodeOptions::new(DATA)
+    }
+}
+
+/// Background jobs so eager that what takes days elsewhere happens in a simulated minute.
+fn jobs() -> JobOptions {
+    let limits = compact_plan::Limits {
+        merge_bytes: 256 << 10,
+        merge_objects: 6,
+        single_min_bytes: 256 << 10,
+        single_max_bytes: 1 << 20,
+        run_bytes: 32 << 10,
+        dead_slack_bytes: 128 << 10,
+        ..compact_plan::Limits::default()
+    };
+    let index = index_plan::Limits {
+        list_extents: 8,
+        keep_extents: 2,
+        block_extents: 4,
+        settle_ms: 2_000,
+        settled_bytes: 1,
+        blocks: 100,
+    };
+    JobOptions {
+        retention: RetainerOptions { interval: Duration::from_secs(1) },
+        compaction: CompactorOptions {
+            interval: Duration::from_millis(500),
+            limits,
+            part_runs: 2,
+            grant_lifetime: Duration::from_secs(10),
+            ..CompactorOptions::default()
+        },
+        index: IndexerOptions {
+            interval: Duration::from_millis(700),
+            limits: index,
+            grant_lifetime: Duration::from_secs(10),
+            ..IndexerOptions::default()
+        },
     }
 }
 

@@ -1,10 +1,9 @@
 //! What an archive says: the furthest run of history that a recovery can use, its end, its cut, and the state at the cut.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use isobar_metadata::recover::{Clip, Clipped, Recovery};
-use isobar_metadata::{Entry as LogEntry, Image, ObjectId, PartitionKey, StateMachine};
+use isobar_metadata::{Entry, Image, ObjectId, StateMachine};
 use isobar_raft::archive::{
     Archive, ArchiveError, ArchivedSnapshot, Chain, Listing, read_log, read_snapshot, survey,
 };
@@ -152,9 +151,9 @@ impl Reader<'_> {
     }
 }
 
-fn decoded(record: &EntryRecord) -> Result<Option<LogEntry>, RecoverError> {
+fn decoded(record: &EntryRecord) -> Result<Option<Entry>, RecoverError> {
     let decode = |bytes: &bytes::Bytes| {
-        LogEntry::from_bytes(bytes.clone())
+        Entry::from_bytes(bytes.clone())
             .map_err(|error| RecoverError::NoArchive(format!("entry {}: {error}", record.id.index)))
     };
     record.command.as_ref().map(decode).transpose()
@@ -181,65 +180,54 @@ impl History {
         bucket: &Bucket,
         incarnation: u32,
     ) -> Result<(StateMachine, i64), RecoverError> {
+        let mut cut_ms = self.base.time_ms();
         let mut recovery = Recovery::new(self.base.clone(), self.cut)?;
-        let mut cut_ms = recovery.time_ms();
         for record in &self.entries {
-            recovery.entry(record.id.index, decoded(record)?.as_ref())?;
+            let entry = decoded(record)?;
+            recovery.entry(record.id.index, entry.as_ref())?;
             if record.id.index <= self.cut {
                 cut_ms = recovery.time_ms();
             }
         }
         let mut footers: BTreeMap<ObjectId, Footer> = BTreeMap::new();
-        let mut clipped = Vec::with_capacity(recovery.clips().len());
+        let mut answers = Vec::new();
         for clip in recovery.clips() {
-            let footer = match footers.entry(clip.object) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(none) => none.insert(read_footer(bucket, clip.object).await?),
+            if !footers.contains_key(&clip.object) {
+                footers.insert(clip.object, read_footer(bucket, clip.object).await?);
+            }
+            let answer = footers.get(&clip.object).and_then(|footer| clipped(footer, clip));
+            let why = || StoreError::Damaged {
+                key: object_key(clip.object),
+                why: format!(
+                    "its footer does not have the batches of {:?} up to offset {}",
+                    clip.partition, clip.end_offset
+                ),
             };
-            clipped.push(clipped_by(footer, clip).ok_or_else(|| no_batches(clip))?);
+            answers.push(answer.ok_or_else(why)?);
         }
-        let end_ms = recovery.time_ms();
-        Ok((recovery.finish(&clipped, incarnation, end_ms)?, cut_ms))
+        let time_ms = recovery.time_ms();
+        Ok((recovery.finish(&answers, incarnation, time_ms)?, cut_ms))
     }
 }
 
-/// The batches of a run that end below the log end. `None`: the footer does not name such batches.
-fn clipped_by(footer: &Footer, clip: &Clip) -> Option<Clipped> {
-    let run = clip.position..clip.position + u64::from(clip.size_bytes);
-    let of_partition = footer.runs.iter().filter(|of_footer| of_footer.key == clip.partition);
-    let inside = of_partition
-        .flat_map(|of_footer| &of_footer.batches)
-        .filter(|batch| run.contains(&batch.start) && batch.last_offset < clip.end_offset);
-    let (mut size_bytes, mut max_timestamp_ms, mut next) = (0_u32, i64::MIN, clip.base_offset);
-    for batch in inside {
-        // From the run's start on, without a hole.
-        if batch.start != clip.position + u64::from(size_bytes) {
+/// Where the batches of a run that stay end. `None`: the footer does not have them.
+fn clipped(footer: &Footer, clip: &Clip) -> Option<Clipped> {
+    let end = clip.position + u64::from(clip.size_bytes);
+    let staying =
+        footer.runs.iter().filter(|run| run.key == clip.partition).flat_map(|run| &run.batches).filter(
+            |batch| batch.start >= clip.position && batch.start < end && batch.last_offset < clip.end_offset,
+        );
+    let (mut next_offset, mut next_byte, mut max_timestamp_ms) = (clip.base_offset, clip.position, i64::MIN);
+    for batch in staying {
+        if (batch.base_offset, batch.start) != (next_offset, next_byte) {
             return None;
         }
-        size_bytes = size_bytes.checked_add(batch.bytes)?;
+        next_offset = batch.last_offset + 1;
+        next_byte += u64::from(batch.bytes);
         max_timestamp_ms = max_timestamp_ms.max(batch.max_timestamp_ms);
-        next = batch.last_offset + 1;
     }
-    (next == clip.end_offset).then_some(Clipped { size_bytes, max_timestamp_ms })
-}
-
-fn no_batches(clip: &Clip) -> StoreError {
-    let Clip { partition, end_offset, .. } = clip;
-    let why = format!("its footer does not have the batches up to offset {end_offset} of {partition:?}");
-    StoreError::Damaged { key: object_key(clip.object), why }
-}
-
-/// Log start and end of every partition, by topic name.
-pub(super) fn log_ends(image: &Image) -> BTreeMap<(String, i32), (i64, i64)> {
-    let mut ends = BTreeMap::new();
-    for topic in image.topics() {
-        for partition in 0..topic.partitions {
-            if let Some(view) = image.view(PartitionKey::new(topic.topic_id, partition)) {
-                ends.insert((topic.name.clone(), partition), (view.log_start, view.high_watermark));
-            }
-        }
-    }
-    ends
+    let size_bytes = u32::try_from(next_byte - clip.position).ok()?;
+    (next_offset == clip.end_offset).then_some(Clipped { size_bytes, max_timestamp_ms })
 }
 
 async fn read_footer(bucket: &Bucket, object: ObjectId) -> Result<Footer, RecoverError> {

@@ -1,6 +1,6 @@
 //! What a bucket's last requests say about it.
 //!
-//! Reading and writing are told apart, because a full or read-only store still reads. A state changes on the first failure
+//! Reading, writing and deleting are told apart, because a full store still reads and deletes. A state changes on the first failure
 //! that a person has to act on, or on the third in a row of any other, and back on the first success; each change is logged
 //! once, with its remedy, and shown in `isobar_store_failing`.
 
@@ -24,18 +24,20 @@ pub struct Trouble {
     pub since_ms: i64,
 }
 
-/// Whether a store reads and writes.
+/// Whether a store reads, writes and deletes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BucketHealth {
     /// Why it does not read.
     pub reading: Option<Trouble>,
     /// Why it does not write.
     pub writing: Option<Trouble>,
+    /// Why it does not delete.
+    pub deleting: Option<Trouble>,
 }
 
 #[derive(Default)]
 pub(super) struct HealthState {
-    sides: Mutex<[Side; 2]>,
+    sides: Mutex<[Side; 3]>,
 }
 
 #[derive(Default)]
@@ -46,16 +48,29 @@ struct Side {
 
 const READING: usize = 0;
 const WRITING: usize = 1;
-const NAMES: [&str; 2] = ["reading", "writing"];
+const DELETING: usize = 2;
+const NAMES: [&str; 3] = ["reading", "writing", "deleting"];
+
+fn side_of(op: &str) -> usize {
+    match op {
+        "put" | "create" => WRITING,
+        "delete" => DELETING,
+        _ => READING,
+    }
+}
 
 impl HealthState {
     pub(super) fn get(&self) -> BucketHealth {
         let sides = self.sides.lock();
-        BucketHealth { reading: sides[READING].trouble.clone(), writing: sides[WRITING].trouble.clone() }
+        BucketHealth {
+            reading: sides[READING].trouble.clone(),
+            writing: sides[WRITING].trouble.clone(),
+            deleting: sides[DELETING].trouble.clone(),
+        }
     }
 
-    pub(super) fn succeeded(&self, inner: &Inner, mutates: bool) {
-        let index = usize::from(mutates);
+    pub(super) fn succeeded(&self, inner: &Inner, op: &str) {
+        let index = side_of(op);
         let side = &mut self.sides.lock()[index];
         side.in_a_row = 0;
         let Some(trouble) = side.trouble.take() else { return };
@@ -67,14 +82,14 @@ impl HealthState {
         );
     }
 
-    pub(super) fn failed(&self, inner: &Inner, mutates: bool, failure: &Failure) {
+    pub(super) fn failed(&self, inner: &Inner, op: &str, failure: &Failure) {
         // An answer about an object, not about the store.
         if failure.not_found || failure.exists {
-            return self.succeeded(inner, mutates);
+            return self.succeeded(inner, op);
         }
         let cause_labels = CauseLabels { store: inner.name.clone(), cause: failure.cause.name() };
         inner.metrics.failures.get_or_create(&cause_labels).inc();
-        let index = usize::from(mutates);
+        let index = side_of(op);
         let side = &mut self.sides.lock()[index];
         side.in_a_row = side.in_a_row.saturating_add(1);
         let counts = side.in_a_row >= PATIENCE || !failure.cause.may_pass();

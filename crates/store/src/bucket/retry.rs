@@ -150,9 +150,9 @@ impl Bucket {
         match &result {
             Ok(_) => {
                 inner.budget.succeeded();
-                inner.health.succeeded(inner, mutates);
+                inner.health.succeeded(inner, op);
             }
-            Err(failure) => inner.health.failed(inner, mutates, failure),
+            Err(failure) => inner.health.failed(inner, op, failure),
         }
         result
     }

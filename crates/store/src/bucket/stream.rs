@@ -2,7 +2,7 @@
 //!
 //! What it promises
 //! 1. The object is there whole once [`PutStream::finish`] says so, and not at all before it was called.
-//! 2. At most [`PART_BYTES`] and one piece are held.
+//! 2. At most one part and one piece are held.
 //! 3. A piece that fails ends it: a part that may or may not have arrived cannot be told from one that has, so nothing is sent
 //!    twice under one name. The caller gives the name up and begins again under another.
 //!

@@ -89,7 +89,7 @@ fn the_format_never_changes_unnoticed() {
     assert_eq!((bytes.len(), crc32c(&bytes)), FIXED);
     let mut newer = bytes;
     let at = newer.len() - TRAILER_BYTES;
-    newer[at + 8] = 2;
+    newer[at + 8] = 3;
     let crc = crc32c(&newer[at..at + 12]);
     newer[at + 12..at + 16].copy_from_slice(&crc.to_le_bytes());
     assert_eq!(Footer::of_object(&newer), Err(FormatError::Version(3)));

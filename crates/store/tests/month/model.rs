@@ -1,7 +1,12 @@
 //! A cluster without bytes: the real state machine, the real planners of uploads, compaction, index and retention, and of each
 //! object only its size. What it measures is what they decide.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    dead_code,
+    reason = "tests; shared with the example of the same name"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,48 +37,50 @@ const GRACE_MS: i64 = 300_000;
 /// A topic's load.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
-    pub partitions: i32,
+    pub(crate) partitions: i32,
     /// Bytes a second, over all partitions.
-    pub bytes_per_s: u64,
-    pub batch_bytes: u64,
-    pub retention_ms: i64,
-    pub retention_bytes: i64,
+    pub(crate) bytes_per_s: u64,
+    pub(crate) batch_bytes: u64,
+    pub(crate) retention_ms: i64,
+    pub(crate) retention_bytes: i64,
 }
 
 /// What was written and asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Counts {
-    pub produced_bytes: u64,
-    pub uploaded_bytes: u64,
-    pub compacted_bytes: u64,
-    pub puts: u64,
-    pub gets: u64,
-    pub deletes: u64,
-    pub jobs: [u64; 4],
+    pub(crate) produced_bytes: u64,
+    pub(crate) uploaded_bytes: u64,
+    pub(crate) compacted_bytes: u64,
+    pub(crate) puts: u64,
+    pub(crate) gets: u64,
+    pub(crate) deletes: u64,
+    pub(crate) jobs: [u64; 4],
 }
 
 /// The state of things.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Snapshot {
-    pub objects: u64,
-    pub bucket_bytes: u64,
-    pub retained_bytes: u64,
-    pub extents: u64,
-    pub pointers: u64,
-    pub metadata_bytes: u64,
+    pub(crate) objects: u64,
+    pub(crate) bucket_bytes: u64,
+    /// Of objects that something refers to: without those that wait for their delete.
+    pub(crate) referenced_bytes: u64,
+    pub(crate) retained_bytes: u64,
+    pub(crate) extents: u64,
+    pub(crate) pointers: u64,
+    pub(crate) metadata_bytes: u64,
 }
 
 pub(crate) struct Model {
-    pub machine: StateMachine,
-    pub now_ms: i64,
-    pub counts: Counts,
-    pub limits: Limits,
-    pub index_limits: index_plan::Limits,
+    pub(crate) machine: StateMachine,
+    pub(crate) now_ms: i64,
+    pub(crate) counts: Counts,
+    pub(crate) limits: Limits,
+    pub(crate) index_limits: index_plan::Limits,
     /// What lies in the bucket, and for how many bytes.
-    pub bucket: BTreeMap<ObjectId, u64>,
+    pub(crate) bucket: BTreeMap<ObjectId, u64>,
     /// Which batches lie where: (object, position) to their base offsets and sizes; only if `with_batches`.
-    pub batches: BTreeMap<(ObjectId, u64), Vec<(i64, u64)>>,
-    pub with_batches: bool,
+    pub(crate) batches: BTreeMap<(ObjectId, u64), Vec<(i64, u64)>>,
+    pub(crate) with_batches: bool,
     blocks: BTreeMap<(ObjectId, u64), IndexBlock>,
     index: u64,
     number: u64,
@@ -464,6 +471,8 @@ impl Model {
             bucket_bytes: self.bucket.values().sum(),
             ..Snapshot::default()
         };
+        let referenced = image.objects().filter(|object| object.refs > 0);
+        snapshot.referenced_bytes = referenced.map(|object| object.size_bytes).sum();
         for shard in 0..image.shards() {
             for view in image.shard_partitions(shard) {
                 snapshot.extents += view.stores.get(&STORE).map_or(0, |extents| extents.len()) as u64;

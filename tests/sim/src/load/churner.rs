@@ -13,9 +13,13 @@ pub(super) async fn run(mut me: Me) {
         while me.load.sends() {
             me.pause(400).await;
             turn += 1;
-            // A name comes back, with another id.
-            let name = format!("churn-{}", turn % 3);
+            // A name comes back, with another id; one topic stays, and retention takes its records.
+            let aging = turn % 3 == 2;
+            let name = if aging { "aging".to_owned() } else { format!("churn-{}", turn % 3) };
             let mut topic = NewTopic::new(&name, 2);
+            if aging {
+                topic.configs.push(("retention.ms".to_owned(), "1".to_owned()));
+            }
             if turn % 4 != 0 {
                 // Gone at once; the others stay for a day, with all that they hold.
                 topic.configs.push(("isobar.undelete.window.ms".to_owned(), "0".to_owned()));
@@ -32,6 +36,9 @@ pub(super) async fn run(mut me: Me) {
                     let _ = producer.send(&TopicPartition::new(&name, n % 2), record).await;
                 }
                 producer.flush().await;
+            }
+            if aging {
+                continue;
             }
             let gone = client.delete_topics(&[&name]).await;
             expect(&me, "delete a topic", gone, ErrorCode::UnknownTopicOrPartition);
