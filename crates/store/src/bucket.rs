@@ -6,6 +6,7 @@
 //!    requests that may be sent twice exist here: GET, DELETE, and PUT of a name whose bytes are fixed.
 //! 3. An error says whether the request may have happened: `DidNotHappen` only if no attempt may have.
 //! 4. Every attempt is counted and timed.
+//! 5. Requests wait for room among those of all classes ([`Classes`]), within their total deadline.
 
 use std::fmt;
 use std::ops::Range;
@@ -21,8 +22,12 @@ use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::time::Instant;
 
 use crate::StoreError;
+use crate::classes::{Class, Classes};
 use crate::directory::{Directory, WriteFailure};
+use crate::hedge::Hedging;
 use crate::metrics::{OpLabels, RequestLabels, StoreMetrics};
+
+mod traffic;
 
 /// Deadlines and patience.
 #[derive(Debug, Clone)]
@@ -64,6 +69,8 @@ enum Backend {
 #[derive(Clone)]
 pub struct Bucket {
     inner: Arc<Inner>,
+    /// Of the requests sent through this handle.
+    class: Class,
 }
 
 struct Inner {
@@ -73,6 +80,8 @@ struct Inner {
     backend: Backend,
     options: BucketOptions,
     metrics: StoreMetrics,
+    classes: Classes,
+    hedging: Hedging,
 }
 
 impl fmt::Debug for Bucket {
@@ -157,8 +166,10 @@ impl Bucket {
             backend,
             options,
             metrics,
+            classes: Classes::default(),
+            hedging: Hedging::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), class: Class::Control }
     }
 
     /// The store's name.
@@ -198,6 +209,7 @@ impl Bucket {
             }
         };
         let options = &self.inner.options;
+        let _permit = self.permit("put", key, total, options.put_total).await?;
         self.retry("put", key, options.put_attempt, options.put_total, true, attempt).await?;
         self.count_bytes("put", total);
         Ok(())
@@ -208,7 +220,10 @@ impl Bucket {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let bytes = self.read("get", key, || self.get_once(key, range.clone())).await?;
+        let wanted = range.end - range.start;
+        let _permit = self.permit("get", key, wanted, self.inner.options.get_total).await?;
+        let ask = || self.read("get", key, || self.get_once(key, range.clone()));
+        let bytes = self.hedged(wanted, ask).await?;
         self.count_bytes("get", bytes.len() as u64);
         Ok(bytes)
     }
@@ -234,7 +249,10 @@ impl Bucket {
 
     /// Bytes of an object, as many of the range as there are; the range must begin within the object.
     pub async fn get_up_to(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let bytes = self.read("get", key, || self.get_some(key, range.clone())).await?;
+        let wanted = range.end.saturating_sub(range.start);
+        let _permit = self.permit("get", key, wanted, self.inner.options.get_total).await?;
+        let ask = || self.read("get", key, || self.get_some(key, range.clone()));
+        let bytes = self.hedged(wanted, ask).await?;
         self.count_bytes("get", bytes.len() as u64);
         Ok(bytes)
     }
@@ -262,6 +280,7 @@ impl Bucket {
 
     /// Length of an object.
     pub async fn size(&self, key: &str) -> Result<u64, StoreError> {
+        let _permit = self.permit("head", key, 0, self.inner.options.get_total).await?;
         self.read("head", key, || async {
             match &self.inner.backend {
                 Backend::Directory(directory) => directory.size(key).await.map_err(Failure::of_read),
@@ -278,6 +297,7 @@ impl Bucket {
     /// Removes an object; one that is not there is removed already.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let options = &self.inner.options;
+        let _permit = self.permit("delete", key, 0, options.get_total).await?;
         let result = self
             .retry("delete", key, options.get_attempt, options.get_total, true, || async {
                 match &self.inner.backend {
@@ -299,6 +319,7 @@ impl Bucket {
 
     /// Keys of the objects right below `dir`, sorted: for `fsck` and tests.
     pub async fn list(&self, dir: &str) -> Result<Vec<String>, StoreError> {
+        let _permit = self.permit("list", dir, 0, self.inner.options.get_total).await?;
         self.read("list", dir, || async {
             let mut names = match &self.inner.backend {
                 Backend::Directory(directory) => directory.list(dir).await.map_err(Failure::of_read)?,

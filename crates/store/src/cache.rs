@@ -9,7 +9,8 @@
 //! 2. One load of a block is under way at a time, however many ask and whether one asks or reads ahead; the load belongs to
 //!    nobody who asks, so it ends though all of them have left.
 //! 3. At most `max_bytes` are kept, loads under way and blocks still in a reader's hands not counted.
-//! 4. Blocks that were read ahead and nobody has asked for yet, loads under way counted, take at most half of `max_bytes`.
+//! 4. Blocks that were read ahead and nobody has asked for yet, loads under way counted, take at most three quarters of
+//!    `max_bytes`.
 //! 5. A failed load is told to all who waited and not kept.
 //!
 //! Which of a block's batches have had their CRC checked is noted in the block and goes with it: bytes that come from the
@@ -105,6 +106,9 @@ pub trait BlockCache: Send + Sync {
     /// neighbours by one load. Nobody waits for it.
     fn prefetch(&self, object: ObjectId, blocks: Range<u32>, source: &Arc<dyn BlockSource>);
 
+    /// Blocks that may be read ahead now, over all readers.
+    fn room(&self) -> u32;
+
     /// Drops a block whose bytes are not what was written, so that the next one who asks loads it again.
     fn evict(&self, key: BlockKey);
 }
@@ -150,6 +154,10 @@ impl MemoryCache {
     /// Bytes kept now.
     pub fn bytes(&self) -> usize {
         self.shared.state.lock().bytes
+    }
+
+    fn ahead_max(&self) -> usize {
+        self.shared.max_bytes / 4 * 3 / BLOCK_BYTES as usize
     }
 
     /// The block if it is here, or whom to wait for, and what to start (not under the lock: a task that cannot start is
@@ -312,7 +320,7 @@ impl BlockCache for MemoryCache {
     }
 
     fn prefetch(&self, object: ObjectId, blocks: Range<u32>, source: &Arc<dyn BlockSource>) {
-        let ahead_max = self.shared.max_bytes / 2 / BLOCK_BYTES as usize;
+        let ahead_max = self.ahead_max();
         let mut flights: Vec<Flight> = Vec::new();
         {
             let mut state = self.shared.state.lock();
@@ -336,6 +344,11 @@ impl BlockCache for MemoryCache {
         for flight in flights {
             flight.start(Arc::clone(source));
         }
+    }
+
+    fn room(&self) -> u32 {
+        let ahead = self.shared.state.lock().ahead;
+        u32::try_from(self.ahead_max().saturating_sub(ahead)).unwrap_or(u32::MAX)
     }
 
     fn evict(&self, key: BlockKey) {

@@ -116,6 +116,29 @@ impl Directory {
         .await
     }
 
+    /// As `get_up_to`, in pieces each with memory of its own.
+    pub(crate) async fn get_pieces(
+        &self,
+        key: &str,
+        range: Range<u64>,
+        piece_bytes: u64,
+    ) -> io::Result<Vec<Bytes>> {
+        let path = self.path(key)?;
+        self.blocking(move |inner| {
+            let len = inner.disk.open(&path, Open::READ)?.len()?;
+            let end = range.end.min(len);
+            let mut pieces = Vec::new();
+            let mut start = range.start;
+            while start < end || pieces.is_empty() {
+                let piece = start..end.min(start.saturating_add(piece_bytes.max(1)));
+                start = piece.end;
+                pieces.push(inner.get(&path, len, piece)?);
+            }
+            Ok(pieces)
+        })
+        .await
+    }
+
     pub(crate) async fn size(&self, key: &str) -> io::Result<u64> {
         let path = self.path(key)?;
         self.blocking(move |inner| inner.disk.open(&path, Open::READ)?.len()).await

@@ -153,6 +153,10 @@ impl BlockCache for DiskCache {
         self.memory.prefetch(object, blocks, &self.layered(source));
     }
 
+    fn room(&self) -> u32 {
+        self.memory.room()
+    }
+
     fn evict(&self, key: BlockKey) {
         self.memory.evict(key);
         self.below.distrust(key);

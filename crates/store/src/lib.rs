@@ -8,15 +8,18 @@
 //!
 //! May not know: Kafka's requests, Raft.
 
+mod ahead;
 mod bucket;
 mod build;
 mod cache;
+mod classes;
 mod cluster;
 mod delete;
 mod directory;
 mod disk_cache;
 mod error;
 pub mod format;
+mod hedge;
 mod metrics;
 pub mod plan;
 mod reader;
@@ -24,10 +27,11 @@ mod upload;
 
 pub use bucket::{Bucket, BucketOptions};
 pub use cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, BlockSource, MemoryCache};
+pub use classes::{Class, ClassLimits, Classes, Limits, Permit};
 pub use cluster::{ProposeFailed, Proposer};
 pub use delete::{Deleter, DeleterOptions};
 pub use disk_cache::{DiskCache, DiskCacheOptions};
 pub use error::StoreError;
-pub use metrics::{OpLabels, RequestLabels, StoreMetrics};
+pub use metrics::{ClassLabels, OpLabels, RequestLabels, StoreMetrics};
 pub use reader::{ObjectReader, ReadObject};
 pub use upload::{Uploader, UploaderOptions, UploaderParts};

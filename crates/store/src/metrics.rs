@@ -9,6 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::classes::Class;
+
 /// Labels of a request to a store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
@@ -29,6 +31,13 @@ pub struct OpLabels {
     pub op: &'static str,
 }
 
+/// Labels of what a class of requests did.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ClassLabels {
+    /// [`Class::name`].
+    pub class: &'static str,
+}
+
 /// All metrics of stores, uploads and the block cache. A clone counts into the same.
 #[derive(Debug, Clone)]
 pub struct StoreMetrics {
@@ -38,6 +47,12 @@ pub struct StoreMetrics {
     pub bytes: Family<OpLabels, Counter>,
     /// Seconds of an attempt.
     pub latency: Family<OpLabels, Histogram, fn() -> Histogram>,
+    /// Seconds that a request waited for room among those of its class, if it did wait.
+    pub class_waits: Family<ClassLabels, Histogram, fn() -> Histogram>,
+    /// GETs that were sent a second time because their answer was late.
+    pub hedges: Counter,
+    /// Of those, the ones whose second answer came first.
+    pub hedges_won: Counter,
     /// Bytes in the WAL that wait for their upload.
     pub waiting_bytes: Gauge,
     /// Milliseconds that the oldest of them has waited, as far as this uploader has seen.
@@ -89,6 +104,9 @@ impl Default for StoreMetrics {
             requests: Family::default(),
             bytes: Family::default(),
             latency: Family::new_with_constructor(latency),
+            class_waits: Family::new_with_constructor(latency),
+            hedges: Counter::default(),
+            hedges_won: Counter::default(),
             waiting_bytes: Gauge::default(),
             waiting_age_ms: Gauge::default(),
             objects: Counter::default(),
@@ -119,6 +137,10 @@ impl StoreMetrics {
         store.register("requests", "Requests to a store, each attempt", self.requests.clone());
         store.register("transferred", "Bytes sent to or received from a store", self.bytes.clone());
         store.register_with_unit("latency", "Time of an attempt", Unit::Seconds, self.latency.clone());
+        let waits = "Time that requests waited for room among those of their class";
+        store.register_with_unit("class_waits", waits, Unit::Seconds, self.class_waits.clone());
+        store.register("hedges", "GETs sent twice, their answer being late", self.hedges.clone());
+        store.register("hedges_won", "Of those, answered by the second first", self.hedges_won.clone());
         store.register("deleted_objects", "Objects deleted", self.deleted.clone());
         self.register_cache(registry.sub_registry_with_prefix("isobar_cache"));
         let upload = registry.sub_registry_with_prefix("isobar_upload");
@@ -181,6 +203,11 @@ impl StoreMetrics {
             "Blocks that the local disk failed to read; loaded from the store instead",
             self.disk_errors.clone(),
         );
+    }
+
+    /// Where waits of this class are counted.
+    pub(crate) fn class_waits(&self, class: Class) -> impl std::ops::Deref<Target = Histogram> {
+        self.class_waits.get_or_create(&ClassLabels { class: class.name() })
     }
 
     /// Requests of one kind so far, over all stores and results.

@@ -7,7 +7,8 @@
 //! 3. At least one batch, and no second one beyond `max_bytes`.
 //!
 //! A run has no index of its own here: a read walks the headers from the run's start. So that one who reads on does not walk
-//! again, the place where a read ended is remembered for a bounded number of readers.
+//! again, the place where a read ended is remembered for a bounded number of readers, and with it how far was read
+//! ahead for it ([`Ahead`]): who goes on from there is the same reader, or one who reads the same.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -15,20 +16,30 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use isobar_metadata::PartitionKey;
 use isobar_metadata::ids::ObjectId;
 use isobar_protocol::batch::{BatchHeader, HEADER_BYTES, verify_crc};
 use parking_lot::Mutex;
 
+use crate::ahead::{Ahead, Limits};
 use crate::cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, BlockSource};
+use crate::classes::Class;
 use crate::format::object_key;
 use crate::{Bucket, StoreError};
 
 /// Places that are remembered.
 const HINTS_MAX: usize = 4096;
 
+/// Blocks in one request, at most.
+const REQUEST_BLOCKS: u32 = 8;
+
 /// A run in an object: what an object extent says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadObject {
+    /// Whose run it is.
+    pub key: PartitionKey,
+    /// [`Class::Tail`] for one who reads at the end of the log, else [`Class::CatchUp`].
+    pub class: Class,
     /// The object.
     pub object: ObjectId,
     /// The run's bytes in it.
@@ -43,21 +54,31 @@ pub struct ReadObject {
 #[derive(Clone)]
 pub struct ObjectReader {
     bucket: Bucket,
-    source: Arc<dyn BlockSource>,
+    tail: Arc<dyn BlockSource>,
+    catch_up: Arc<dyn BlockSource>,
     cache: Arc<dyn BlockCache>,
     hints: Arc<Mutex<Hints>>,
 }
 
-/// (object, start of the run, next offset) to position.
+/// Where a read ended.
+#[derive(Clone, Copy)]
+struct Place {
+    object: ObjectId,
+    run_start: u64,
+    position: u64,
+    ahead: Ahead,
+}
+
+/// Places by partition and next offset.
 #[derive(Default)]
 struct Hints {
-    places: BTreeMap<(ObjectId, u64, i64), u64>,
-    order: VecDeque<(ObjectId, u64, i64)>,
+    places: BTreeMap<(PartitionKey, i64), Place>,
+    order: VecDeque<(PartitionKey, i64)>,
 }
 
 impl Hints {
-    fn note(&mut self, key: (ObjectId, u64, i64), position: u64) {
-        if self.places.insert(key, position).is_none() {
+    fn note(&mut self, key: (PartitionKey, i64), place: Place) {
+        if self.places.insert(key, place).is_none() {
             self.order.push_back(key);
         }
         if self.order.len() > HINTS_MAX
@@ -116,13 +137,8 @@ impl BlockSource for FromBucket {
         found: &mut (dyn FnMut(Bytes) + Send),
     ) -> Result<(), StoreError> {
         let range = u64::from(blocks.start) * BLOCK_BYTES..u64::from(blocks.end) * BLOCK_BYTES;
-        let bytes = self.bucket.get_up_to(&object_key(object), range).await?;
-        if blocks.len() == 1 {
-            found(bytes);
-        } else {
-            // Copies: a block must not keep its neighbours in memory.
-            bytes.chunks(BLOCK_BYTES as usize).for_each(|block| found(Bytes::copy_from_slice(block)));
-        }
+        let pieces = self.bucket.get_pieces(&object_key(object), range, BLOCK_BYTES).await?;
+        pieces.into_iter().for_each(found);
         Ok(())
     }
 }
@@ -130,8 +146,9 @@ impl BlockSource for FromBucket {
 impl ObjectReader {
     /// Reads from this store through this cache.
     pub fn new(bucket: Bucket, cache: Arc<dyn BlockCache>) -> Self {
-        let source = Arc::new(FromBucket { bucket: bucket.clone() });
-        Self { bucket, source, cache, hints: Arc::default() }
+        let source = |class| Arc::new(FromBucket { bucket: bucket.with_class(class) });
+        let (tail, catch_up) = (source(Class::Tail), source(Class::CatchUp));
+        Self { bucket, tail, catch_up, cache, hints: Arc::default() }
     }
 
     /// The store it reads from.
@@ -149,7 +166,7 @@ impl ObjectReader {
         offset: i64,
         max_bytes: usize,
     ) -> Result<Vec<Bytes>, StoreError> {
-        let hint = self.hints.lock().places.get(&(run.object, run.range.start, offset)).copied();
+        let hint = self.hints.lock().places.get(&(run.key, offset)).copied();
         let mut walk = Walk::new(self, &run, hint);
         let error = match walk.read(offset, max_bytes).await {
             Err(error @ StoreError::Damaged { .. }) => error,
@@ -162,8 +179,8 @@ impl ObjectReader {
         Walk::new(self, &run, None).read(offset, max_bytes).await
     }
 
-    async fn block(&self, object: ObjectId, block: u32) -> Result<Arc<Block>, StoreError> {
-        self.cache.get(BlockKey { object, block }, &self.source).await
+    fn source(&self, class: Class) -> &Arc<dyn BlockSource> {
+        if class == Class::Tail { &self.tail } else { &self.catch_up }
     }
 }
 
@@ -172,13 +189,22 @@ struct Walk<'a> {
     reader: &'a ObjectReader,
     run: &'a ReadObject,
     position: u64,
+    ahead: Ahead,
     block: Option<(u32, Arc<Block>)>,
     touched: Vec<u32>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(reader: &'a ObjectReader, run: &'a ReadObject, hint: Option<u64>) -> Self {
-        Self { reader, run, position: hint.unwrap_or(run.range.start), block: None, touched: Vec::new() }
+    fn new(reader: &'a ObjectReader, run: &'a ReadObject, hint: Option<Place>) -> Self {
+        let start = run.range.start;
+        let (position, ahead) = match hint {
+            Some(place) if place.object == run.object && place.run_start == start => {
+                (place.position, place.ahead)
+            }
+            Some(place) => (start, place.ahead.elsewhere()),
+            None => (start, Ahead::default()),
+        };
+        Self { reader, run, position, ahead, block: None, touched: Vec::new() }
     }
 
     async fn read(&mut self, offset: i64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
@@ -207,9 +233,13 @@ impl<'a> Walk<'a> {
         let Some(next) = next_offset else {
             return Err(self.damaged(format!("offset {offset} is not in the run")));
         };
-        if self.position < run.range.end {
-            self.reader.hints.lock().note((run.object, run.range.start, next), self.position);
-        }
+        let place = Place {
+            object: run.object,
+            run_start: run.range.start,
+            position: self.position,
+            ahead: self.ahead,
+        };
+        self.reader.hints.lock().note((run.key, next), place);
         Ok(found.parts)
     }
 
@@ -224,7 +254,7 @@ impl<'a> Walk<'a> {
         let block = match &self.block {
             Some((known, block)) if *known == number => Arc::clone(block),
             _ => {
-                let block = self.reader.block(self.run.object, number).await?;
+                let block = self.load(number).await?;
                 self.touched.push(number);
                 self.block = Some((number, Arc::clone(&block)));
                 block
@@ -235,6 +265,26 @@ impl<'a> Walk<'a> {
             return Err(self.damaged("the object is shorter than metadata says".to_owned()));
         }
         Ok((block, at))
+    }
+
+    /// A block that the walk has not seen yet, and what is read ahead of it.
+    async fn load(&mut self, number: u32) -> Result<Arc<Block>, StoreError> {
+        let (reader, object) = (self.reader, self.run.object);
+        let source = reader.source(self.run.class);
+        let room = reader.cache.room();
+        let end = self.run.range.end.div_ceil(BLOCK_BYTES);
+        let limits = Limits {
+            end: u32::try_from(end).unwrap_or(u32::MAX),
+            // A part of the room: there are other readers.
+            request_max: (room / 3).clamp(1, REQUEST_BLOCKS),
+            room,
+        };
+        let request = self.ahead.touch(number, limits);
+        // A single block comes by the question for it.
+        if request.len() > 1 || request.start != number {
+            reader.cache.prefetch(object, request, source);
+        }
+        reader.cache.get(BlockKey { object, block: number }, source).await
     }
 
     /// The header at the walk's position, checked against the run.

@@ -26,8 +26,8 @@ use isobar_metadata::{
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, verify_crc};
 use isobar_store::format::Footer;
 use isobar_store::{
-    Bucket, BucketOptions, Deleter, DeleterOptions, MemoryCache, ObjectReader, ProposeFailed, Proposer,
-    ReadObject, StoreMetrics, Uploader, UploaderOptions, UploaderParts,
+    Bucket, BucketOptions, Class, Deleter, DeleterOptions, MemoryCache, ObjectReader, ProposeFailed,
+    Proposer, ReadObject, StoreMetrics, Uploader, UploaderOptions, UploaderParts,
 };
 use isobar_testkit::bucket::{Bucket as SimBucket, FaultPlan};
 use isobar_wal::conformance::{append, batch, chunk};
@@ -331,6 +331,8 @@ impl Node {
             }
             Location::Object(object) => {
                 let run = ReadObject {
+                    key,
+                    class: Class::CatchUp,
                     object: object.object,
                     range: object.position..object.position + u64::from(object.size_bytes),
                     first_offset: extent.base_offset,

@@ -7,7 +7,7 @@ use isobar_metadata::{Extent, Found, IndexPointer, Location, PartitionKey, Parti
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, rewrite_timestamp};
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::fetch::RecordSet;
-use isobar_store::{ReadObject, StoreError};
+use isobar_store::{Class, ReadObject, StoreError};
 use isobar_wal::WalError;
 
 use crate::Broker;
@@ -122,6 +122,8 @@ async fn take(
         }
         Location::Object(location) => {
             let object = ReadObject {
+                key: view.key(),
+                class: class_of(broker, view, extent),
                 object: location.object,
                 range: location.position..location.position + u64::from(location.size_bytes),
                 first_offset: extent.base_offset,
@@ -144,6 +146,15 @@ async fn take(
             }
             take_unstamped(view, extent, &batches, offset, span, set)
         }
+    }
+}
+
+/// One who reads what was uploaded last is at the end of the log and must not wait behind readers of old data.
+fn class_of(broker: &Broker, view: &PartitionView, extent: &Extent) -> Class {
+    let after = view.locate(extent.end_offset(), &[broker.home_store]);
+    match after.map(|found| found.extent().map(Extent::location)) {
+        Some(Some(Location::Object(_)) | None) => Class::CatchUp,
+        Some(Some(Location::Wal(_) | Location::Inline(_))) | None => Class::Tail,
     }
 }
 

@@ -38,6 +38,8 @@ async fn setup(sizes: &[usize]) -> Setup {
     let runs = runs
         .into_iter()
         .map(|run| ReadObject {
+            key: run.key,
+            class: Class::CatchUp,
             object: OBJECT,
             range: run.range,
             first_offset: run.first_offset,
@@ -137,4 +139,51 @@ async fn what_is_not_there_is_told_apart() {
     let cold =
         ObjectReader::new(setup.reader.bucket().clone(), Arc::new(MemoryCache::new(&host, 1, metrics)));
     assert!(cold.read(setup.runs[0].clone(), 100, 1).await.unwrap_err().is_transient());
+}
+
+/// One run of many blocks, as a reader of old data sees it.
+async fn long(blocks: usize) -> Setup {
+    let mut setup = setup(&vec![200_000; blocks * 5]).await;
+    setup.runs.truncate(1);
+    setup
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_reads_on_sends_few_requests_and_gets_every_byte_once() {
+    let setup = long(40).await;
+    let run = &setup.runs[0];
+    let metrics = setup.reader.bucket().metrics().clone();
+    let wide = ObjectReader::new(
+        setup.reader.bucket().clone(),
+        Arc::new(MemoryCache::new(&Host::real(), 64 << 20, metrics.clone())),
+    );
+    let before = setup.store.requests();
+    let mut next = run.first_offset;
+    while next <= run.last_offset {
+        let parts = wide.read(run.clone(), next, 1 << 20).await.unwrap();
+        let got = offsets(&parts);
+        assert_eq!(got[0], next);
+        next = got.last().unwrap() + 1;
+    }
+    let requests = setup.store.requests() - before;
+    assert!(requests <= 8, "{requests} requests for {} bytes", run.range.end);
+    assert_eq!(metrics.cache_unused_bytes.get(), 0);
+    // Another group, right behind, sends none.
+    assert_eq!(offsets(&wide.read(run.clone(), run.last_offset, 1).await.unwrap()), [run.last_offset]);
+    assert_eq!(setup.store.requests() - before, requests);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_stops_causes_nothing_more() {
+    let setup = long(40).await;
+    let run = &setup.runs[0];
+    let before = setup.store.requests();
+    let parts = setup.reader.read(run.clone(), run.first_offset, 1 << 20).await.unwrap();
+    let next = offsets(&parts).last().unwrap() + 1;
+    setup.reader.read(run.clone(), next, 1 << 20).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let requests = setup.store.requests() - before;
+    assert!(requests <= 4, "{requests}");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(setup.store.requests() - before, requests);
 }
