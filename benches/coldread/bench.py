@@ -183,7 +183,7 @@ def download(store):
 
 def tail(broker, options, seconds):
     topic = f"tail-{time.monotonic_ns()}"
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
     admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(60)
     time.sleep(0.5)
     return subprocess.Popen([TAIL, broker.bootstrap, topic, str(options.tail_rate), "1024", str(seconds)],
@@ -212,7 +212,7 @@ def one_store(name, options, work):
     result = {"store": name}
     try:
         broker.start()
-        admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+        admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
         admin.create_topics([NewTopic(COLD, options.partitions, 1)])[COLD].result(60)
         time.sleep(0.5)
         say(name, f"writing {options.gib} GiB")

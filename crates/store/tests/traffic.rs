@@ -1,7 +1,5 @@
 //! How requests share the way to a store: pieces, classes, hedges.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::sync::Arc;
 use std::time::Duration;
 
