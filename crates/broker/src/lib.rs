@@ -43,7 +43,7 @@ use isobar_metadata::{
 };
 use isobar_protocol::error::ErrorCode;
 use isobar_raft::{EffectStream, ProposeError, Quorum};
-use isobar_store::{ChunkStore, ChunkStoreParts, IndexReader, ObjectReader, ProposeFailed, Proposer};
+use isobar_store::{ChunkStore, ChunkStoreParts, Class, IndexReader, ObjectReader, ProposeFailed, Proposer};
 use isobar_wal::Wal;
 
 pub use live::LiveImage;
@@ -304,7 +304,7 @@ async fn open_lanes(
     let proposer = SessionProposer { image: Arc::clone(&parts.image), session: Arc::clone(session) };
     let chunks = ChunkStore::new(ChunkStoreParts {
         host: host.clone(),
-        bucket: parts.objects.bucket().clone(),
+        bucket: parts.objects.bucket().with_class(Class::Upload),
         store: parts.home_store,
         cache: Arc::clone(parts.objects.cache()),
         proposer: Arc::new(proposer),

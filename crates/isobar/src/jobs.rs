@@ -5,7 +5,7 @@ use std::sync::Arc;
 use isobar_host::Host;
 use isobar_metadata::StoreId;
 use isobar_store::{
-    Bucket, Compactor, CompactorOptions, IndexReader, Indexer, IndexerOptions, Proposer, Retainer,
+    Bucket, Class, Compactor, CompactorOptions, IndexReader, Indexer, IndexerOptions, Proposer, Retainer,
     RetainerOptions, RetainerParts,
 };
 
@@ -42,12 +42,13 @@ impl Jobs {
             index,
             metrics: bucket.metrics().clone(),
         };
+        let jobs = bucket.with_class(Class::Compaction);
         let compaction = CompactorOptions { store, ..options.compaction.clone() };
         let indexing = IndexerOptions { store, ..options.index.clone() };
         Self {
             retainer: Retainer::start(parts, options.retention.clone()),
-            compactor: Compactor::start(host, bucket.clone(), Arc::clone(proposer), compaction),
-            indexer: Indexer::start(host, bucket.clone(), Arc::clone(proposer), indexing),
+            compactor: Compactor::start(host, jobs.clone(), Arc::clone(proposer), compaction),
+            indexer: Indexer::start(host, jobs, Arc::clone(proposer), indexing),
         }
     }
 
