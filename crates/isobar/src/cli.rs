@@ -114,7 +114,7 @@ pub(crate) enum ConfigCommand {
     /// Print what holds and where each value comes from: a flag, the environment, a line of the file, or the default.
     Show {
         #[command(flatten)]
-        dev: DevArgs,
+        dev: Box<DevArgs>,
         /// One JSON object a line.
         #[arg(long)]
         json: bool,

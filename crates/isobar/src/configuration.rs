@@ -14,6 +14,7 @@ pub(crate) fn load(args: &DevArgs, cli: &Cli) -> Result<Config, Failure> {
 }
 
 fn load_with(path: Option<&Path>, flags: &[Flag]) -> Result<Config, Failure> {
+    #[expect(clippy::disallowed_methods, reason = "there is no node yet whose disk it could be")]
     let text = path
         .map(|path| std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display())));
     let text = text.transpose()?;

@@ -1,6 +1,7 @@
 //! `isobar fsck` and `isobar topic undelete|deleted|purge` against a running node, as somebody types them.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+#![allow(clippy::disallowed_methods, reason = "a real node, a real command and real files")]
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -208,7 +208,7 @@ impl ClaimGuard {
     }
 
     fn lost(&self, why: String) -> ClaimError {
-        self.inner.seen.lock().lost.get_or_insert(why.clone());
+        self.inner.seen.lock().lost.get_or_insert_with(|| why.clone());
         ClaimError::Lost(why)
     }
 }

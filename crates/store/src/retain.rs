@@ -128,7 +128,7 @@ async fn new_log_start(
     let written_ms = |extent: &Extent| {
         let object = extent.object().and_then(|location| image.object(location.object));
         // What lies in the WAL was written a moment ago.
-        object.map_or(image.time_ms(), |object| object.since_ms)
+        object.map_or_else(|| image.time_ms(), |object| object.since_ms)
     };
     let mut walk = Walk::new(view, policy, image.time_ms());
     loop {

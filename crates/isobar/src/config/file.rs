@@ -17,6 +17,7 @@ pub(super) struct Setting {
 }
 
 /// Every key of the file. Tables are walked down: `num.partitions = 3` below `[kafka]` and `"num.partitions" = 3` are one.
+#[expect(clippy::result_large_err, reason = "read once, at the start")]
 pub(super) fn settings(path: &Path, text: &str) -> Result<Vec<Setting>, ConfigError> {
     let table = DeTable::parse(text).map_err(|error| ConfigError {
         key: String::new(),

@@ -63,6 +63,7 @@ fn defaults_are_those_of_the_node() {
 #[test]
 fn the_example_is_the_file_in_deploy_and_says_what_holds_anyway() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/dev.toml");
+    #[expect(clippy::disallowed_methods, reason = "reads the repository")]
     let written = std::fs::read_to_string(path).unwrap_or_default();
     assert_eq!(written, example(), "write it anew: isobar config example > deploy/dev.toml");
     // With every comment taken away from the keys, too.

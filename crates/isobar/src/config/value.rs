@@ -100,7 +100,7 @@ const SPANS: &[(&str, u64)] = &[
 
 fn with_unit(n: u64, units: &[(&str, u64)]) -> String {
     let unit = units.iter().find(|(_, size)| n != 0 && n.is_multiple_of(*size));
-    match unit.or(units.last()) {
+    match unit.or_else(|| units.last()) {
         Some((name, size)) => format!("{}{name}", n / size),
         None => n.to_string(),
     }

@@ -1,6 +1,7 @@
 //! What an archive says: the furthest run of history that a recovery can use, its end, its cut, and the state at the cut.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Known;
 
 use isobar_metadata::recover::{Clip, Clipped, Recovery};
 use isobar_metadata::{Entry, Image, ObjectId, StateMachine};
@@ -192,10 +193,11 @@ impl History {
         let mut footers: BTreeMap<ObjectId, Footer> = BTreeMap::new();
         let mut answers = Vec::new();
         for clip in recovery.clips() {
-            if !footers.contains_key(&clip.object) {
-                footers.insert(clip.object, read_footer(bucket, clip.object).await?);
-            }
-            let answer = footers.get(&clip.object).and_then(|footer| clipped(footer, clip));
+            let footer = match footers.entry(clip.object) {
+                Known::Occupied(known) => known.into_mut(),
+                Known::Vacant(none) => none.insert(read_footer(bucket, clip.object).await?),
+            };
+            let answer = clipped(footer, clip);
             let why = || StoreError::Damaged {
                 key: object_key(clip.object),
                 why: format!(

@@ -402,7 +402,7 @@ impl Model {
         let image = self.image();
         let written = |extent: &Extent| {
             let object = extent.object().and_then(|location| image.object(location.object));
-            object.map_or(image.time_ms(), |object| object.since_ms)
+            object.map_or_else(|| image.time_ms(), |object| object.since_ms)
         };
         let mut moves = Vec::new();
         for shard in 0..image.shards() {
