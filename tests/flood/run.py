@@ -137,6 +137,7 @@ class Good:
         self.acked = 0
         self.read = 0
         self.stop = False
+        self.all_sent = False
         note = lambda error: self.errors.append(f"client error: {error}")  # noqa: E731
         common = {"bootstrap.servers": bootstrap, "error_cb": note}
         self.producer = Producer({**common, "enable.idempotence": True, "linger.ms": 0, "delivery.timeout.ms": 30000})
@@ -165,7 +166,7 @@ class Good:
 
     def consume(self):
         self.consumer.assign([TopicPartition(TOPIC, 0, 0)])
-        while not self.stop or self.read < self.acked:
+        while not self.all_sent or self.read < self.acked:
             message = self.consumer.poll(0.2)
             if message is None:
                 continue
@@ -181,8 +182,10 @@ class Good:
 
     def end(self):
         self.stop = True
-        for thread in self.threads:
-            thread.join(60)
+        sender, reader = self.threads
+        sender.join(60)
+        self.all_sent = True
+        reader.join(60)
         self.consumer.close()
         if self.acked != self.sent:
             self.errors.append(f"{self.sent} sent, {self.acked} acknowledged")
@@ -200,7 +203,8 @@ def main():
     arguments.add_argument("--processes", type=int, default=3)
     args = arguments.parse_args()
     with Broker() as broker:
-        AdminClient({"bootstrap.servers": broker.bootstrap}).create_topics([NewTopic(TOPIC, 1)])[TOPIC].result()
+        admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+        admin.create_topics([NewTopic(TOPIC, 1)])[TOPIC].result()
         good = Good(broker.bootstrap)
         time.sleep(args.seconds)
         before, peak = rss_mib(broker.pid), 0
