@@ -224,7 +224,7 @@ pub(crate) fn epoch_error(broker: &Broker, current_leader_epoch: i32) -> Option<
         return None;
     }
     let theirs = incarnation_of_leader_epoch(current_leader_epoch)?;
-    let ours = broker.image.with(|image| image.format().incarnation);
+    let ours = broker.image.with(isobar_metadata::Image::incarnation);
     match theirs.cmp(&ours) {
         std::cmp::Ordering::Less => Some(ErrorCode::FencedLeaderEpoch),
         std::cmp::Ordering::Equal => None,
