@@ -84,16 +84,20 @@ cargo_tools() {
     export PATH=$dir/bin:$PATH
 }
 
-# Builds the binary that the black-box suites run, and names it in ISOBAR_BIN. PEER=kafka needs none.
+# What every suite builds with: one selection and one set of features (the test hooks among them, idle unless a test asks), so
+# that everything is compiled once. An integration test in the selection keeps the features of a test build.
+BUILD=(--profile ci --locked --workspace --features isobar/testing)
+binaries() {
+    (cd "$REPO" && cargo build -q "${BUILD[@]}" --bins --test edges "$@")
+}
+
+# Builds the binaries that the black-box suites run, and names the node's in ISOBAR_BIN. PEER=kafka needs only the others.
 isobar_binary() {
+    binaries
     if [ "${PEER:-isobar}" != isobar ]; then
         KAFKA_LIBS=$(kafka_jars)
         export KAFKA_LIBS
         return 0
     fi
-    if [ -z "${ISOBAR_BIN:-}" ]; then
-        (cd "$REPO" && cargo build -q --profile ci -p isobar)
-        ISOBAR_BIN=$CARGO_TARGET_DIR/ci/isobar
-    fi
-    export ISOBAR_BIN
+    export ISOBAR_BIN=${ISOBAR_BIN:-$CARGO_TARGET_DIR/ci/isobar}
 }

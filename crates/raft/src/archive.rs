@@ -87,7 +87,8 @@ pub enum ArchiveError {
 pub struct ArchiveOptions {
     /// Between two looks at what is new.
     pub interval: Duration,
-    /// With nothing to write, the claim is looked at so often.
+    /// With nothing to write, the claim is looked at so often: for so long a member that was overtaken without having been
+    /// paused may go on. One HEAD each time.
     pub idle_check: Duration,
     /// What the archive does not need any more is removed after so long: somebody may be reading it.
     pub grace: Duration,
@@ -103,7 +104,7 @@ impl Default for ArchiveOptions {
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(3),
-            idle_check: Duration::from_secs(60),
+            idle_check: Duration::from_secs(5),
             grace: Duration::from_secs(60),
             log_object_bytes: 4 << 20,
             part_bytes: 8 << 20,

@@ -366,6 +366,8 @@ fn cause_of_code(code: &str, text: &str) -> Option<Cause> {
         | "AuthenticationRequired"
         | "InvalidSecurity"
         | "UnrecognizedClientException" => Cause::BadCredentials,
+        // Azurite's word for a wrong signature; Azure's own has other text.
+        "AuthorizationFailure" if text.contains("failed to authenticate") => Cause::BadCredentials,
         "AccessDenied"
         | "AllAccessDisabled"
         | "AccountProblem"

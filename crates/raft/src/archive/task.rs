@@ -148,7 +148,7 @@ impl Work {
         let mut last = Instant::now();
         loop {
             // A pass much later than it was due: the process, or the machine, was paused.
-            let paused = last.elapsed() > self.options.interval * 2 + CLAIM_FRESH;
+            let paused = last.elapsed() > self.options.interval + CLAIM_FRESH;
             let flushes = std::mem::take(&mut *self.signals.flushes.lock());
             match self.pass(paused || !flushes.is_empty()).await {
                 Ok(()) => {
