@@ -9,7 +9,7 @@
 //! 2. a hole that begins below S is damage: those bytes had been synced. Opening fails, or, where the caller allows it,
 //!    reports the region and goes on with the good frames on both sides;
 //! 3. a segment that was left behind ends in a seal, so the end of a damaged segment is no guess, whatever became of its
-//!    neighbours.
+//!    neighbours. If the file of the segment where the journal goes on was cut so short that no seal fits, it grows by one.
 //!
 //! What is cut cannot come back: see `lives.rs`. What is kept above S may not be on stable storage yet (it can be in a
 //! page cache, even as "clean" after a failed sync), so opening writes it again, in place and the same, and syncs it
@@ -26,7 +26,7 @@ use crate::frame::{BLOCK_BYTES, Frame, FrameError, Header, KIND_SEAL};
 use crate::lives::{self, Lives};
 use crate::report::{Damage, Recovered, Report, Torn};
 use crate::scan::{Item, Scan};
-use crate::segment::{FIRST_OFFSET, Identity, Named};
+use crate::segment::{FIRST_OFFSET, Identity, Named, SEAL_BYTES};
 
 /// A segment as it was found.
 pub(crate) struct Found {
@@ -164,6 +164,9 @@ pub(crate) fn judge(
     }
     let active = walk.cut();
     walk.deliver_held()?;
+    if let Some(index) = active {
+        walk.leave_room_for_the_seal(index)?;
+    }
     Ok(Judged { active, synced: walk.synced, report: walk.report })
 }
 
@@ -273,6 +276,20 @@ impl Walk<'_> {
             }
         }
         Some(index)
+    }
+
+    /// Of the segment where the journal goes on.
+    fn leave_room_for_the_seal(&mut self, index: usize) -> Result<(), JournalError> {
+        let next_base = self.segments.get(index + 1).map_or(u64::MAX, |next| next.identity.base);
+        let found = &mut self.segments[index];
+        let identity = &mut found.identity;
+        identity.capacity = identity.capacity.max(found.end + SEAL_BYTES);
+        if identity.checked_end().is_some_and(|end| end <= next_base) {
+            return Ok(());
+        }
+        let what = "there is no room for a seal in front of the next segment".to_owned();
+        let damage = vec![damage_of_file(&found.path, Some(identity.id), identity.capacity, what)];
+        Err(JournalError::Damaged { damage })
     }
 
     /// Good frames behind damage.

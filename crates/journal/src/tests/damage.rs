@@ -77,6 +77,34 @@ fn the_end_of_a_segment_that_was_left_is_not_guessed() {
 }
 
 #[test]
+fn a_file_cut_behind_its_last_frame_is_left_with_a_seal_all_the_same() {
+    let (mut rig, acknowledged) = filled(3);
+    let (path, last) = (rig.segment_path(acknowledged.last().unwrap().1), acknowledged.last().unwrap().1);
+    let end = rig.offset_of(last) + u64::from(last.len);
+    rig.kill();
+    rig.shorten(&path, end);
+    // Prepared ones would keep the place free.
+    for name in isobar_host::Disk::list(&rig.disk, &rig.dir).unwrap() {
+        let id = name.split_once('-').and_then(|(id, _)| u64::from_str_radix(id, 16).ok());
+        if id.is_some_and(|id| id > last.segment) {
+            isobar_host::Disk::remove(&rig.disk, &rig.dir.join(name)).unwrap();
+        }
+    }
+    // The file is not of the length that its header says.
+    rig.options.allow_quarantine = true;
+    rig.damage_expected = true;
+    rig.open().unwrap();
+    rig.append_and_run(1).unwrap();
+    rig.append_and_run(3).unwrap();
+    let acknowledged = rig.acknowledged();
+    rig.kill();
+    rig.open().unwrap();
+    assert_eq!(rig.acknowledged(), acknowledged);
+    rig.check_reads();
+    rig.close();
+}
+
+#[test]
 fn damage_is_found_also_when_the_next_segment_is_long_gone() {
     let (mut rig, acknowledged) = filled(1);
     let last = acknowledged.iter().rev().find(|(_, written)| written.segment == 1).unwrap().1;

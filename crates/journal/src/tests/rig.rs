@@ -309,4 +309,10 @@ impl Rig {
     pub(super) fn flip(&self, path: &Path, offset: u64) {
         assert!(self.disk.flip_bit(path, offset, 3));
     }
+    /// Its first bytes are left.
+    pub(super) fn shorten(&self, path: &Path, to_bytes: u64) {
+        let bytes = isobar_host::Disk::read(&self.disk, path).unwrap();
+        isobar_host::Disk::write_durable(&self.disk, path, &bytes[..usize::try_from(to_bytes).unwrap()])
+            .unwrap();
+    }
 }
