@@ -376,7 +376,7 @@ def a_recovery_that_dies_is_run_again():
         world.disaster()
         data = world.directory()
         for point in ("recover.claimed", "recover.founded", "recover.written"):
-            code, said = world.recover(data, "--yes", env={"ISOBAR_CRASH_POINT": point})
+            code, said = world.recover(data, "--yes", env={"ISOBAR_CRASH_POINT": f"{point}:1"})
             equal(code, -signal.SIGKILL, f"exit code at {point}; it said {said}")
             half = world.new_broker(data)
             try:
