@@ -7,7 +7,7 @@ formed as the documentation of the XML API says, and nothing about Google's serv
 one that begins with "careless" ignores preconditions, as some stores do
 Knows: PUT, GET, HEAD, DELETE of objects; x-goog-if-generation-match; If-Match, If-None-Match, If-(Un)modified-Since; Range;
 list-type=2 with prefix, delimiter, start-after, continuation-token, max-keys; multipart (?uploads, ?uploadId, &partNumber);
-x-goog-copy-source. Bearer tokens: "expired" is refused with 401, "reader" may not write, any other or none may do all.
+x-goog-copy-source; ?generation= of the newest generation and the one before it (as with object versioning). Bearer tokens: "expired" is refused with 401, "reader" may not write, any other or none may do all.
 """
 
 import email.utils
@@ -33,6 +33,7 @@ class Object:
         self.generation = COUNTER[0] * 1000
         self.modified = time.time()
         self.etag = f'"{hashlib.md5(body).hexdigest()}-{self.generation}"'
+        self.previous = None
 
 
 class Refused(Exception):
@@ -100,7 +101,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return 204, {}, b""
         if not found:
             raise Refused(404, "NoSuchKey", "The specified key does not exist.")
-        return self.get(found)
+        wanted = int(self.query.get("generation", found.generation))
+        for one in (found, found.previous):
+            if one and one.generation == wanted:
+                return self.get(one)
+        raise Refused(404, "NoSuchVersion", "The specified version does not exist.")
 
     def get(self, found):
         fields = {
@@ -162,6 +167,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if wanted is not None and int(wanted) != (there.generation if there else 0):
             raise Refused(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold.")
         made = OBJECTS[self.bucket, self.key] = Object(body)
+        if there:
+            made.previous, there.previous = there, None
         return 200, {"ETag": made.etag, "x-goog-generation": str(made.generation)}, b""
 
     def multipart(self, body):
