@@ -1,6 +1,7 @@
 """The load: real producers, readers and group members (librdkafka), each a thread that records what it saw."""
 
 import contextlib
+import os
 import random
 import threading
 import time
@@ -333,7 +334,9 @@ class Churner(Client):
             turn += 1
             # A name comes back, with another id.
             name = f"churn-{turn % 3}"
-            if not self.done(admin.create_topics([NewTopic(name, 2, 1)], operation_timeout=5, request_timeout=5)):
+            # Every other time it is gone at once, and its objects with it.
+            config = {"isobar.undelete.window.ms": "0"} if turn % 2 and os.environ.get("PEER") != "kafka" else {}
+            if not self.done(admin.create_topics([NewTopic(name, 2, 1, config=config)], operation_timeout=5, request_timeout=5)):
                 continue
             # The client may not know the topic yet, or know it as deleted.
             with contextlib.suppress(KafkaException):
@@ -353,8 +356,9 @@ class Churner(Client):
             return e.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
 
 
-def drain(load, number, timeout=120.0, last=True):
-    """Reads everything from offset 0 to the end. True if it got there. `last`: it is the read that is judged."""
+def drain(load, number, timeout=120.0, last=True, first=None):
+    """Reads everything from offset 0, or from `first[(topic, partition)]`, to the end. True if it got there. `last`: it is the
+    read that is judged."""
     observer = Observer(load, number)
     consumer = Consumer(observer.config(**{**CONSUMER, "group.id": GROUP}))
     deadline = time.monotonic() + timeout
@@ -363,10 +367,11 @@ def drain(load, number, timeout=120.0, last=True):
         while (end := observer.ends(consumer, topic, partition, timeout=5.0)) is None and time.monotonic() < deadline:
             pass
         ends[(topic, partition)] = end
-        load.recorder.add(number, "assign", topic=topic, partition=partition, offset=0)
-    consumer.assign([TopicPartition(topic, p, 0) for topic, p in load.partitions])
-    at = dict.fromkeys(load.partitions, 0)
-    left = {key for key, end in ends.items() if end != 0}
+    at = dict.fromkeys(load.partitions, 0) | (first or {})
+    for (topic, partition), offset in at.items():
+        load.recorder.add(number, "assign", topic=topic, partition=partition, offset=offset)
+    consumer.assign([TopicPartition(topic, p, offset) for (topic, p), offset in at.items()])
+    left = {key for key, end in ends.items() if end != at[key]}
     while left and time.monotonic() < deadline:
         pending = []
         gather(consumer, 1000, 0.2, pending)

@@ -1,14 +1,28 @@
 """Kills the broker under load, again and again, and checks that clients saw nothing that a right log cannot show.
 
     python tests/crash/run.py [--kills 50] [--seed N] [--points all|none|NAME,…] [--power-cuts 0] [--keep DIR]
+                              [--store versitygw|minio|azurite [--faults]] [--results FILE]
 
 PEER=kafka runs it against Apache Kafka with flush.messages=1, which calibrates it. The last line says what was shown; exit
 code 0: clean and nothing that was asked for is zero.
+
+With --store the bucket is that server behind a proxy (VERSITYGW, MINIO, AZURITE name the programs); with --faults it fails in
+the ways of store_faults.py while the broker is killed. Then it is shown too that acknowledgements go on while it fails, that a
+start needs no store, and at the end, that the bucket holds what metadata refers to and nothing else: `isobar fsck --deep`, then
+again once one topic's records were deleted, ids that a kill left behind have expired (the broker's clock is put forward, with
+libfaketime) and the deleter has been.
+
+The long form, by hand, about ten minutes each; results.jsonl has what they showed:
+    run.py --store versitygw --faults --kills 40 --results tests/crash/results.jsonl      with one stop of a minute
+    run.py --store azurite --faults --kills 25 --long-stop 60 --results tests/crash/results.jsonl
+    run.py --store minio --kills 5 --power-cuts 12 --results tests/crash/results.jsonl    MinIO's disk loses power too
 """
 
 import argparse
 import collections
 import contextlib
+import datetime
+import json
 import os
 import pathlib
 import random
@@ -19,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "lib"), str(HERE.parent / "powercut")]
@@ -26,10 +41,15 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "lib"), str(HERE.parent / "powercut
 from broker import CACHE, Broker, BrokerError  # noqa: E402
 from clients import Churner, Client, Load, Member, Observer, Reader, Sender, drain  # noqa: E402
 from history import Recorder  # noqa: E402
+from store_faults import (  # noqa: E402
+    SERVERS, SHIFTS_S, FaultyStore, Faults, acknowledged_within, fsck, left_over, shifted,
+)
 
 # Room for a journal, a Raft log and the objects of some minutes.
 VOLUME_MIB = 4096
 TOPICS = {"crash-a": 4, "crash-b": 1}
+# Of this one half is kept when the store is to be emptied.
+KEPT = "crash-b"
 REPO = HERE.parents[1]
 # The crates whose code the broker process runs.
 CRATES = ("host", "journal", "raft", "wal", "store", "broker", "isobar")
@@ -79,12 +99,25 @@ class Run:
                              args=args.broker_args)
         # Small enough that segments are recycled and snapshots taken within a run.
         self.broker.env |= {"ISOBAR_WAL_SEGMENT": str(8 << 20), "ISOBAR_METADATA_SNAPSHOT_AFTER": str(256 << 10)}
+        self.store = self.faults = None
+        self.ups, self.up_since = [], None
+        self.shown = {}
+        if args.store:
+            self.store = FaultyStore(args.store, (self.volume.path if self.volume else directory) / "store")
+            self.broker.env = self.store.env(self.broker.env)
+            # So short that deletes happen within a run; a read by an image from before takes less.
+            self.broker.env |= {"ISOBAR_ARCHIVE_INTERVAL": "500ms", "ISOBAR_DELETE_INTERVAL": "500ms",
+                                "ISOBAR_DELETE_GRACE": "15s", "ISOBAR_DELETE_REPEAT": "2s"}
+            self.new_prefix()
         self.load = Load(self.recorder, self.broker.bootstrap, TOPICS, args.seed)
         self.load.rate = args.rate
         self.points = self.random.sample(args.point_names, len(args.point_names))
         self.misses = collections.Counter()
         self.kills = 0
         self.starts = []
+
+    def new_prefix(self):
+        self.broker.args = [*self.args.broker_args, "--store", self.store.next_url()]
 
     def start(self, point=None, wait=True):
         """Starts the broker; false if it met its crash point before it answered."""
@@ -94,11 +127,15 @@ class Run:
         self.broker.env.pop("ISOBAR_CRASH_POINT", None)
         if point is not None:
             self.broker.env["ISOBAR_CRASH_POINT"] = point
+        since = time.monotonic_ns()
         self.broker.start(wait=False)
         if not wait:
             return True
         try:
             self.starts.append(self.broker.wait_ready(60))
+            self.up_since = time.monotonic_ns()
+            if self.faults:
+                self.faults.broker_started(since)
         except BrokerError:
             if point is None or self.broker.process.poll() != -signal.SIGKILL:
                 raise
@@ -115,22 +152,30 @@ class Run:
             # Its format tool syncs nothing: a power cut soon after it leaves a node that never starts again.
             os.sync()
 
+    def went_down(self):
+        if self.up_since is not None:
+            self.ups.append((self.up_since, time.monotonic_ns()))
+            self.up_since = None
+
     def kill(self):
         """SIGKILL from outside, at no special moment."""
         code = self.broker.process.poll()
         if code is not None:
             raise BrokerError(f"it ended by itself with {code}:\n{self.broker.log_tail()}")
+        self.went_down()
         self.recorder.add(0, "fault", kind="kill")
         self.broker.kill()
         self.kills += 1
 
     def at_random(self):
         """One start that is killed; one in four before it may have answered."""
-        if self.random.random() < 0.25:
+        if self.random.random() < 0.25 and not (self.faults and self.faults.wants_watch):
             self.start(wait=False)
             time.sleep(self.random.uniform(0.0, 0.5))
         else:
             self.start()
+            if self.faults:
+                self.faults.watch()
             time.sleep(self.random.uniform(0.1, 1.5))
         self.recorder.add(0, "restart")
         self.kill()
@@ -142,12 +187,18 @@ class Run:
             self.recorder.add(0, "restart")
             try:
                 self.broker.process.wait(2.0)
+                self.went_down()
             except subprocess.TimeoutExpired:
+                self.went_down()
+                if self.faults and self.faults.now and self.random.random() < 0.8:
+                    # A clean stop waits for the store as long as it may.
+                    self.kill()
+                    return
                 self.broker.process.send_signal(signal.SIGTERM)
         try:
-            code = self.broker.process.wait(30)
+            code = self.broker.process.wait(60)
         except subprocess.TimeoutExpired:
-            raise BrokerError(f"still running 30 s after SIGTERM:\n{self.broker.log_tail()}") from None
+            raise BrokerError(f"still running 60 s after SIGTERM:\n{self.broker.log_tail()}") from None
         if code == -signal.SIGKILL:
             self.recorder.add(0, "fault", kind="crash-point", point=name)
             self.kills += 1
@@ -177,9 +228,15 @@ class Run:
         if name and code is None:
             self.misses[name] += 1
         self.recorder.add(0, "fault", kind="power-cut", **at)
-        self.volume.power_cut([self.broker.pid] if code is None else [])
+        self.went_down()
+        stores = [self.store.server.process.pid] if self.store else []
+        self.volume.power_cut([self.broker.pid, *stores] if code is None else stores)
         self.broker.kill()
+        if self.store:
+            self.store.server.stop()
         self.volume.remount()
+        if self.store:
+            self.store.server.start()
 
     def half_made(self):
         """First starts that end in the midst of making the directory; the next start makes the rest."""
@@ -192,6 +249,8 @@ class Run:
                 self.recorder.add(0, "restart")
             self.kill()
             shutil.rmtree(self.broker.data)
+            if self.store:
+                self.new_prefix()
 
     def all_power_cuts(self):
         for turn in range(self.args.power_cuts):
@@ -201,9 +260,9 @@ class Run:
     def all_kills(self):
         """Random moments and named points in turn."""
         turn = 0
-        while self.kills < self.args.kills:
+        while self.kills < self.args.kills or (self.faults and self.faults.turns == 0 and self.faults.error is None):
             turn += 1
-            if self.points and turn % 2 == 0:
+            if self.points and turn % 2 == 0 and not (self.faults and self.faults.wants_watch):
                 self.at_point(self.points[turn // 2 % len(self.points)])
             else:
                 self.at_random()
@@ -214,15 +273,24 @@ class Run:
         self.half_made()
         self.start()
         self.create_topics()
+        if self.args.faults:
+            self.faults = Faults(self.store, self.recorder, random.Random(f"{self.args.seed}/faults"),
+                                 self.args.fault_seconds, self.args.long_stop, server_too=self.volume is None)
         clients = [*senders(self.load), Reader(self.load, 11), Reader(self.load, 12), Member(self.load, 21),
                    Member(self.load, 22), Observer(self.load, 31), Churner(self.load, 32)]
         for client in clients:
             client.start()
         time.sleep(1)
         self.kill()
+        if self.faults:
+            self.faults.start()
+        began = time.monotonic()
         self.all_kills()
         if self.volume:
             self.all_power_cuts()
+        if self.faults:
+            self.faults.finish()
+            print(f"{self.kills} kills and the store's faults took {time.monotonic() - began:.0f} s", flush=True)
         self.start()
         self.recorder.add(0, "restart")
         time.sleep(1)
@@ -230,14 +298,119 @@ class Run:
         self.join(clients, (Sender, Churner), 90)
         self.load.stop.set()
         self.join(clients, Client, 30)
+        self.went_down()
         # All of it can be read while it lives; then, judged: what a clean stop and a start leave.
         if drain(self.load, 41, self.args.drain_seconds, last=False):
             self.broker.stop()
             self.start()
             self.recorder.add(0, "restart")
             drain(self.load, 42, self.args.drain_seconds)
+        if self.store:
+            self.settle()
         self.recorder.close()
         self.broker.stop()
+
+    def settle(self):
+        """The bucket, once nothing fails any more: no damage, nothing missing, and then nothing that nobody refers to."""
+        binary = os.environ.get("ISOBAR_BIN", str(CACHE / "target/ci/isobar"))
+        code, findings, summary = fsck(binary, self.broker.admin, deep=True)
+        for finding in findings:
+            if finding["is_loss"] or finding["finding"] in ("unreadable", "foreign"):
+                self.load.problem("fsck --deep", json.dumps(finding))
+        if "error" in summary:
+            self.load.problem("fsck --deep", summary["error"])
+            return
+        print(f"fsck --deep: {summary}", flush=True)
+        self.shown["fsck_deep"] = {name: summary[name] for name in ("listed", "referenced", "read", "found")}
+        if self.metric('isobar_store_failing{store="local"') > 0:
+            self.load.problem("the broker", "it says that the store fails, and it does not")
+        kept_from = self.delete_much(binary)
+        env = dict(self.broker.env)
+        for seconds in SHIFTS_S:
+            self.broker.stop()
+            self.broker.env = shifted(env, seconds) | {"ISOBAR_DELETE_GRACE": "1s"}
+            self.start()
+            self.recorder.add(0, "restart")
+            # Metadata's time moves with its entries, one jump after the other.
+            self.produce_one()
+            time.sleep(1)
+        deadline = time.monotonic() + self.args.settle_seconds
+        while True:
+            code, findings, summary = fsck(binary, self.broker.admin)
+            left = [] if "error" in summary else list(left_over(self.store.keys(), summary))
+            waiting = summary.get("prepared", 1) + summary.get("awaiting_delete", 1)
+            if (code == 0 and waiting == 0 and not left) or time.monotonic() > deadline:
+                break
+            time.sleep(1)
+        print(f"the bucket at the end: {summary}", flush=True)
+        self.shown["fsck_end"] = {n: summary.get(n) for n in ("listed", "referenced", "prepared", "awaiting_delete", "found")}
+        for finding in findings:
+            self.load.problem("fsck at the end", json.dumps(finding))
+        if code != 0 or waiting:
+            self.load.problem("fsck at the end", json.dumps(summary))
+        for text in left:
+            self.load.problem("the bucket at the end", text)
+        # What was not deleted is still there after all that deleting.
+        kept = Load(self.recorder, self.broker.bootstrap, {KEPT: TOPICS[KEPT]}, self.args.seed)
+        kept.problems = self.load.problems
+        drain(kept, 43, self.args.drain_seconds, last=False, first=kept_from)
+        self.broker.stop()
+        self.broker.env = env
+        self.start()
+
+    def delete_much(self, binary):
+        """All records but half of one topic's, and for good what can still be undeleted; where each partition of that one
+        begins now."""
+        from confluent_kafka import TopicPartition
+        from confluent_kafka.admin import AdminClient, OffsetSpec
+
+        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap})
+        kept = [TopicPartition(KEPT, p) for p in range(TOPICS[KEPT])]
+        ends = admin.list_offsets({partition: OffsetSpec.latest() for partition in kept})
+        until = {(p.topic, p.partition): future.result(30).offset // 2 for p, future in ends.items()}
+        parts = [TopicPartition(t, p, until.get((t, p), -1)) for t, n in TOPICS.items() for p in range(n)]
+        for future in admin.delete_records(parts).values():
+            future.result(30)
+        listed = subprocess.run([binary, "topic", "deleted", "--json", "--admin", self.broker.admin], capture_output=True, text=True, check=True)
+        for topic in re.findall(r'"id": ?"([^"]+)"', listed.stdout):
+            subprocess.run([binary, "topic", "purge", topic, "--admin", self.broker.admin], stdout=subprocess.DEVNULL, check=True)
+        return until
+
+    def produce_one(self):
+        """To a topic of its own, which no history knows."""
+        from confluent_kafka import Producer
+
+        producer = Producer({"bootstrap.servers": self.broker.bootstrap})
+        producer.produce("settle", b"x")
+        if producer.flush(30):
+            raise BrokerError(f"no acknowledgement within 30 s:\n{self.broker.log_tail()}")
+
+    def metric(self, prefix):
+        with urllib.request.urlopen(f"http://{self.broker.admin}/metrics", timeout=10) as answered:
+            lines = answered.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(prefix))
+
+    def check_faults(self):
+        """What the store's faults were to show."""
+        counts = self.store.proxy.counts()
+        self.shown |= {"faults": self.faults.by_kind(), "proxy": counts, "starts_without_store": self.faults.started_within}
+        if self.faults.error is not None:
+            self.load.problem("the faults", repr(self.faults.error))
+        for text in self.faults.problems(counts):
+            self.load.problem("the faults", text)
+        windows = list(acknowledged_within(self.history, self.faults.spans, self.ups))
+        silences = {}
+        for kind, length, longest in windows:
+            if longest is None:
+                self.load.problem("acknowledgements", f"none in {length:.1f} s of a living broker, its store being {kind}")
+            silences.setdefault(kind, []).append(length if longest is None else longest)
+        for kind in self.faults.kinds:
+            if kind not in silences:
+                self.load.problem("acknowledgements", f"no life within a store that is {kind} was long enough to tell")
+        told = {kind: {"windows": len(of), "longest_silence_s": round(max(of), 2)} for kind, of in sorted(silences.items())}
+        self.shown["acks_within"] = told
+        print(f"store faults: {self.shown['faults']}; starts while it was stopped: {self.faults.started_within}; "
+              f"proxy: {counts}\nacknowledgements within: {told}", flush=True)
 
     def join(self, clients, kind, seconds):
         deadline = time.monotonic() + seconds
@@ -267,11 +440,38 @@ def parse_args():
     parser.add_argument("--drain-seconds", type=float, default=120, help="the last read gives up after this")
     parser.add_argument("--keep", help="directory for history and logs; kept")
     parser.add_argument("--broker-args", type=str.split, default=[], help="further arguments of isobar dev")
+    parser.add_argument("--store", choices=SERVERS, help="the bucket is this server behind a proxy")
+    parser.add_argument("--faults", action="store_true", help="and it fails")
+    parser.add_argument("--fault-seconds", type=float, default=3, help="what a fault takes, about")
+    parser.add_argument("--long-stop", type=float, default=None, help="the first stop takes so long; 60 from 30 kills on")
+    parser.add_argument("--settle-seconds", type=float, default=60, help="the bucket must be clean by then")
+    parser.add_argument("--results", help="a line of JSON is added to this file")
     args = parser.parse_args()
+    if args.faults and not args.store:
+        parser.error("--faults needs --store")
+    if args.store and os.environ.get("PEER") == "kafka":
+        parser.error("Apache Kafka has no --store")
+    if args.store == "versitygw" and args.power_cuts:
+        parser.error("versitygw never syncs: --store minio is for power cuts")
+    if args.long_stop is None:
+        args.long_stop = 60 if args.kills >= 30 else 0
     args.seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 30)
     known = [] if os.environ.get("PEER") == "kafka" else crash_points()
     args.point_names = {"all": known, "none": []}.get(args.points, args.points.split(","))
     return args
+
+
+def write_result(path, run, failed, seconds):
+    commit = subprocess.run(["git", "-C", REPO, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    line = {
+        "commit": commit, "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "seed": run.args.seed,
+        "store": run.args.store or "directory", "kills": run.kills, "power_cuts": run.args.power_cuts,
+        "long_stop_s": run.args.long_stop if run.args.faults else 0, "acks": run.recorder.acks, "seconds": round(seconds),
+        "compactions": run.broker.log_path.read_text(errors="replace").count("objects compacted"),
+        **run.shown, "problems": sorted(run.load.problems), "result": "FAILED" if failed else "clean",
+    }
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line, sort_keys=True) + "\n")
 
 
 def main():
@@ -287,11 +487,16 @@ def main():
         run.load.problem("the broker", e)
     finally:
         run.broker.kill()
+        run.recorder.close()
+        if run.faults:
+            run.check_faults()
+            run.faults.close()
+        if run.store:
+            run.store.close()
         if run.volume:
             run.volume.destroy()
     required = f"acks=1000,reads=1000,faults={args.kills + args.power_cuts},restarts,commits,ends"
     required += ",crash-points" if args.point_names else ""
-    run.recorder.close()
     code, verdict = check(run.history, required)
     print(verdict)
     if missed := sorted(name for name, count in run.misses.items() if name not in run.points):
@@ -302,6 +507,8 @@ def main():
     for text, count in sorted(run.load.problems.items()):
         print(f"PROBLEM ({count} times) {text}")
     failed = code != 0 or bool(run.load.problems)
+    if args.results:
+        write_result(args.results, run, failed, time.monotonic() - began)
     if not failed and not args.keep:
         shutil.rmtree(directory, ignore_errors=True)
     print(f"{'FAILED' if failed else 'clean'} after {time.monotonic() - began:.0f} s, seed {args.seed}", flush=True)

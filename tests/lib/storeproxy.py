@@ -7,23 +7,28 @@
         proxy.set(storm=0.5)        # half of the requests get 503 SlowDown / ServerBusy and are not passed on
         proxy.set(delay_ms=200)     # each request waits before it is passed on
         proxy.set(lose=0.2)         # of requests that write: passed on, answered by the store, the answer is thrown away
-        proxy.set(stopped_s=60)     # connections are cut and refused for so long
+        proxy.set(stopped_s=60)     # connections are cut, then refused for half of it, then taken and reset
         proxy.set(refuse=[403, "AccessDenied"], methods=["PUT", "POST", "DELETE"])   # this answer to these methods
         proxy.set()                 # all faults off
-        proxy.counts()              # requests, stormed, lost, refused, bytes
+        proxy.counts()              # requests, stormed, lost, refused, slowed, stops, cut, turned_away, bytes
 
 Control is HTTP too: POST /set with the same names as JSON (what is absent is off), GET /counts. From a shell:
     curl -s -d '{"storm": 0.3}' http://127.0.0.1:CONTROL/set
+`cut` counts connections that a stop found open, `turned_away` those that were reset later; what the kernel refused is not seen.
 The signature of a request stays valid, because nothing in it is changed.
 """
 
 import asyncio
+import collections
 import json
 import pathlib
 import random
 import subprocess
 import sys
 import urllib.request
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from broker import die_with_parent  # noqa: E402
 
 ALL_METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE"]
 WRITES = ("PUT", "POST", "DELETE")
@@ -34,9 +39,12 @@ class Proxy:
         host, port = upstream.rsplit(":", 1)
         self.upstream = host, int(port)
         self.faults = {}
-        self.count = {"requests": 0, "stormed": 0, "lost": 0, "refused": 0, "bytes": 0}
+        names = ("requests", "stormed", "lost", "refused", "slowed", "stops", "cut", "turned_away", "bytes")
+        self.count = collections.Counter(dict.fromkeys(names, 0))
         self.writers = set()
         self.server = self.port = None
+        # Of the last `set`: what an earlier one has planned is void.
+        self.turn = 0
         self.random = random.Random(1)
 
     async def listen(self, port):
@@ -44,18 +52,32 @@ class Proxy:
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def set(self, faults):
+        self.turn += 1
         self.faults = faults
-        if faults.get("stopped_s"):
+        seconds = faults.get("stopped_s")
+        if seconds:
             self.server.close()
+            self.count["stops"] += 1
+            self.count["cut"] += len(self.writers)
             for writer in list(self.writers):
                 writer.transport.abort()
-            asyncio.get_running_loop().call_later(faults["stopped_s"], lambda: asyncio.ensure_future(self.resume()))
+            asyncio.ensure_future(self.come_back(self.turn, seconds))
+        elif not self.server.is_serving():
+            await self.listen(self.port)
 
-    async def resume(self):
-        self.faults = {}
-        await self.listen(self.port)
+    async def come_back(self, turn, seconds):
+        await asyncio.sleep(seconds / 2)
+        if self.turn == turn:
+            await self.listen(self.port)
+            await asyncio.sleep(seconds / 2)
+        if self.turn == turn:
+            self.faults = {}
 
     async def connection(self, reader, writer):
+        if self.faults.get("stopped_s"):
+            self.count["turned_away"] += 1
+            writer.transport.abort()
+            return
         upstream = None
         self.writers.add(writer)
         try:
@@ -91,6 +113,7 @@ class Proxy:
             await writer.drain()
             return upstream or await asyncio.open_connection(*self.upstream, limit=1 << 20)
         if faults.get("delay_ms"):
+            self.count["slowed"] += 1
             await asyncio.sleep(faults["delay_ms"] / 1000)
         for attempt in (1, 2):
             if upstream is None:
@@ -192,7 +215,7 @@ class StoreProxy:
 
     def __init__(self, upstream):
         command = [sys.executable, str(pathlib.Path(__file__).resolve()), upstream]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
         words = self.process.stdout.readline().split()
         self.port, self.control = int(words[1]), int(words[3])
         self.address = f"127.0.0.1:{self.port}"

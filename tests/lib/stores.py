@@ -3,6 +3,7 @@
     with Versitygw() as store:
         store.bucket("b")                  # makes a bucket
         store.url("b", "prefix")           # for --store
+        store.keys("b", "prefix/")         # {name: length} of what lies there, asked of the store itself
         store.env                          # credentials, for the process that uses it
 
 Programs come from tests/lib/stores.sh, by the variables VERSITYGW, MINIO and AZURITE.
@@ -25,6 +26,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import xml.etree.ElementTree
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from broker import die_with_parent, free_ports  # noqa: E402
@@ -44,8 +46,16 @@ def open_retrying(request):
             time.sleep(0.2)
 
 
+def texts(xml_text, item, *names):
+    """The texts of these children of each `item`, whatever the namespace; names may be paths."""
+    for found in xml.etree.ElementTree.fromstring(xml_text).iterfind(f".//{{*}}{item}"):
+        yield [found.findtext("/".join(f"{{*}}{part}" for part in name.split("/"))) for name in names]
+
+
 class Store:
     scheme = "s3"
+    # Whether the process may be killed without losing what it has answered for.
+    may_be_killed = True
 
     def __init__(self, directory=None, args=()):
         self.own = directory is None
@@ -106,13 +116,24 @@ class S3(Store):
     def bucket(self, name):
         self.request("PUT", f"/{name}")
 
-    def request(self, method, path, body=b""):
+    def keys(self, bucket, prefix=""):
+        found, more = {}, {}
+        while True:
+            answer = self.request("GET", f"/{bucket}", query={"list-type": "2", "prefix": prefix} | more)
+            found |= {key: int(size) for key, size in texts(answer, "Contents", "Key", "Size")}
+            token = xml.etree.ElementTree.fromstring(answer).findtext("{*}NextContinuationToken")
+            if not token:
+                return found
+            more = {"continuation-token": token}
+
+    def request(self, method, path, body=b"", query=None):
         """One signed request (AWS signature version 4)."""
+        query = urllib.parse.urlencode(sorted((query or {}).items()), quote_via=urllib.parse.quote, safe="-_.~")
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         digest = hashlib.sha256(body).hexdigest()
         fields = {"host": self.address, "x-amz-content-sha256": digest, "x-amz-date": now}
         names = ";".join(fields)
-        canonical = "\n".join([method, path, "", *(f"{k}:{v}" for k, v in fields.items()), "", names, digest])
+        canonical = "\n".join([method, path, query, *(f"{k}:{v}" for k, v in fields.items()), "", names, digest])
         scope = f"{now[:8]}/us-east-1/s3/aws4_request"
         text = "\n".join(["AWS4-HMAC-SHA256", now, scope, hashlib.sha256(canonical.encode()).hexdigest()])
         mac = f"AWS4{self.secret}".encode()
@@ -121,7 +142,7 @@ class S3(Store):
         fields["Authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={self.key}/{scope}, SignedHeaders={names}, Signature={mac.hex()}"
         )
-        request = urllib.request.Request(f"http://{self.address}{path}", data=body, method=method, headers=fields)
+        request = urllib.request.Request(f"http://{self.address}{path}?{query}", data=body, method=method, headers=fields)
         return open_retrying(request)
 
 
@@ -136,7 +157,8 @@ class Versitygw(S3):
 
 class Minio(S3):
     def server_env(self):
-        return {"MINIO_ROOT_USER": self.key, "MINIO_ROOT_PASSWORD": self.secret}
+        # Without the last a rename that was answered for may be lost with the power.
+        return {"MINIO_ROOT_USER": self.key, "MINIO_ROOT_PASSWORD": self.secret, "MINIO_FS_OSYNC": "on"}
 
     def command(self):
         return [os.environ["MINIO"], "server", "--quiet", "--address", self.address] + [
@@ -146,6 +168,8 @@ class Minio(S3):
 
 class Azurite(Store):
     scheme = "az"
+    # It writes its list of blobs to disk now and then.
+    may_be_killed = False
     account = "devstoreaccount1"
     key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
@@ -166,12 +190,25 @@ class Azurite(Store):
         return base64.b64encode(mac.digest()).decode()
 
     def bucket(self, name):
+        self._request("PUT", name, {"restype": "container"})
+
+    def keys(self, bucket, prefix=""):
+        found, marker = {}, ""
+        while True:
+            query = {"restype": "container", "comp": "list", "prefix": prefix} | ({"marker": marker} if marker else {})
+            answer = self._request("GET", bucket, query)
+            found |= {key: int(size) for key, size in texts(answer, "Blob", "Name", "Properties/Content-Length")}
+            marker = xml.etree.ElementTree.fromstring(answer).findtext("NextMarker")
+            if not marker:
+                return found
+
+    def _request(self, method, container, query):
         date, version = email.utils.formatdate(usegmt=True), "2021-08-06"
-        resource = f"/{self.account}/{self.account}/{name}\nrestype:container"
-        text = "PUT" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n{resource}"
+        resource = "\n".join([f"/{self.account}/{self.account}/{container}", *(f"{k}:{v}" for k, v in sorted(query.items()))])
+        text = method + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n{resource}"
         request = urllib.request.Request(
-            f"http://{self.address}/{self.account}/{name}?restype=container",
-            method="PUT",
+            f"http://{self.address}/{self.account}/{container}?{urllib.parse.urlencode(query)}",
+            method=method,
             headers={
                 "x-ms-date": date,
                 "x-ms-version": version,
@@ -179,7 +216,7 @@ class Azurite(Store):
                 "Content-Length": "0",
             },
         )
-        open_retrying(request)
+        return open_retrying(request)
 
     def sas(self, expiry, permissions="rwdlac"):
         """An account SAS that ends at `expiry` (seconds since 1970)."""
