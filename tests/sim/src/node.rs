@@ -144,12 +144,14 @@ pub(crate) async fn live(host: Host, options: NodeOptions, life: Arc<Mutex<Life>
         }
     };
     life.lock().stage = Stage::Up;
-    loop {
+    for turn in 0_u32.. {
         sleep(Duration::from_millis(5)).await;
         let flush = {
             let mut life = life.lock();
-            life.puts = node.store_requests("put");
-            life.gets = node.store_requests("get");
+            if turn % 20 == 0 {
+                life.puts = node.store_requests("put");
+                life.gets = node.store_requests("get");
+            }
             if let Err(why) = node.health() {
                 life.stage = Stage::Unhealthy(why);
             }

@@ -31,6 +31,8 @@ const CLIENTS: &str = "clients";
 const DRIVER: u32 = 0;
 /// Simulated time after which something that must end has not, in ticks.
 const PATIENCE_MS: u64 = 120_000;
+/// Ticks that pass at once while no client is there.
+const QUIET_TICKS: u32 = 50;
 
 /// What a seed did, and what came of it.
 pub struct Outcome {
@@ -193,7 +195,7 @@ impl Driver {
     /// Load and faults, for as long as the plan says.
     fn chaos(&mut self) {
         while self.tick < self.plan.quiet_ms {
-            self.step();
+            self.step_by(QUIET_TICKS);
         }
         let clients = Arc::clone(&self.load);
         self.world.boot(CLIENTS, move |host| load::run(host, clients));
@@ -263,9 +265,13 @@ impl Driver {
 
     /// One tick, and what an operator does.
     fn step(&mut self) {
+        self.step_by(1);
+    }
+
+    fn step_by(&mut self, ticks: u32) {
         self.recorder.set_now(self.world.now_us());
-        let died = self.world.step();
-        self.tick += 1;
+        let died = self.world.step_by(ticks);
+        self.tick += u64::from(ticks);
         if died.iter().any(|name| name == NODE) {
             self.died();
         }
