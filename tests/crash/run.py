@@ -190,7 +190,7 @@ class Run:
                 self.went_down()
             except subprocess.TimeoutExpired:
                 self.went_down()
-                if self.faults and self.faults.now and self.random.random() < 0.8:
+                if self.faults and self.faults.is_away and self.random.random() < 0.8:
                     # A clean stop waits for the store as long as it may.
                     self.kill()
                     return

@@ -162,6 +162,10 @@ class Faults(threading.Thread):
         self.last("lossy", seconds)
 
     @property
+    def is_away(self):
+        return self.now in ("stopped", "hung", "killed")
+
+    @property
     def wants_watch(self):
         """The fault that is on waits for the driver."""
         kind = self.now
