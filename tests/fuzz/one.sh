@@ -11,9 +11,9 @@ log=$dir/log started=$SECONDS code=0
 "$binary" "$dir/corpus" -max_total_time="$seconds" -max_len=8192 -timeout=30 -rss_limit_mb=3072 -print_final_stats=1 \
     -artifact_prefix="$dir/found/" "$@" >"$log" 2>&1 </dev/null || code=$?
 executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -1)
-coverage=$(grep -o 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2) || true
+coverage=$(grep -ao 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2) || true
 result=clean
-[ "$code" -eq 0 ] || result=$(grep -m1 -oE "panicked at [^:]*:[0-9]+|ERROR: libFuzzer: [a-z -]*" "$log" || echo "exit $code")
+[ "$code" -eq 0 ] || result=$(grep -am1 -oE "panicked at [^:]*:[0-9]+|ERROR: libFuzzer: [a-z -]*" "$log" || echo "exit $code")
 [ "${coverage:-0}" -gt 0 ] || { result="no coverage"; code=1; }
 printf '{"target":"%s","seconds":%d,"executions":%d,"coverage":%d,"result":"%s"}\n' \
     "$target" $((SECONDS - started)) "${executions:-0}" "${coverage:-0}" "$result"

@@ -9,7 +9,8 @@
 //! 2. a hole that begins below S is damage: those bytes had been synced. Opening fails, or, where the caller allows it,
 //!    reports the region and goes on with the good frames on both sides;
 //! 3. a segment that was left behind ends in a seal, so the end of a damaged segment is no guess, whatever became of its
-//!    neighbours. If the file of the segment where the journal goes on was cut so short that no seal fits, it grows by one.
+//!    neighbours. If the file of the segment where the journal goes on, or of one
+//!    prepared behind it, was cut so short that no seal fits, it grows by one.
 //!
 //! What is cut cannot come back: see `lives.rs`. What is kept above S may not be on stable storage yet (it can be in a
 //! page cache, even as "clean" after a failed sync), so opening writes it again, in place and the same, and syncs it
@@ -165,7 +166,7 @@ pub(crate) fn judge(
     let active = walk.cut();
     walk.deliver_held()?;
     if let Some(index) = active {
-        walk.leave_room_for_the_seal(index)?;
+        walk.leave_room_for_seals(index)?;
     }
     Ok(Judged { active, synced: walk.synced, report: walk.report })
 }
@@ -242,7 +243,7 @@ impl Walk<'_> {
                 break;
             }
             found.damaged = true;
-            let to = hole.to.min(self.synced - base);
+            let to = hole.to.min((self.synced - base).next_multiple_of(BLOCK_BYTES as u64));
             self.report.damage.push(Damage {
                 path: found.path.clone(),
                 segment: Some(found.identity.id),
@@ -256,8 +257,9 @@ impl Walk<'_> {
             }
         }
         let Some((index, offset, why)) = cut else {
-            self.report.end =
-                self.segments.last().map_or(0, |found| found.identity.end()).max(self.lives.last_start());
+            let end = self.segments.last().map_or(0, |found| found.identity.end());
+            // A file can have been cut anywhere.
+            self.report.end = end.next_multiple_of(BLOCK_BYTES as u64).max(self.lives.last_start());
             return None;
         };
         let found = &self.segments[index];
@@ -278,18 +280,21 @@ impl Walk<'_> {
         Some(index)
     }
 
-    /// Of the segment where the journal goes on.
-    fn leave_room_for_the_seal(&mut self, index: usize) -> Result<(), JournalError> {
-        let next_base = self.segments.get(index + 1).map_or(u64::MAX, |next| next.identity.base);
-        let found = &mut self.segments[index];
-        let identity = &mut found.identity;
-        identity.capacity = identity.capacity.max(found.end + SEAL_BYTES);
-        if identity.checked_end().is_some_and(|end| end <= next_base) {
-            return Ok(());
+    /// In the segment where the journal goes on, and in those prepared behind it.
+    fn leave_room_for_seals(&mut self, active: usize) -> Result<(), JournalError> {
+        for index in active..self.segments.len() {
+            let next_base = self.segments.get(index + 1).map_or(u64::MAX, |next| next.identity.base);
+            let found = &mut self.segments[index];
+            let needed =
+                found.identity.capacity.max(found.end + SEAL_BYTES).next_multiple_of(BLOCK_BYTES as u64);
+            found.identity.capacity = needed;
+            if !found.identity.checked_end().is_some_and(|end| end <= next_base) {
+                let what = "there is no room for a seal in front of the next segment".to_owned();
+                let damage = vec![damage_of_file(&found.path, Some(found.identity.id), needed, what)];
+                return Err(JournalError::Damaged { damage });
+            }
         }
-        let what = "there is no room for a seal in front of the next segment".to_owned();
-        let damage = vec![damage_of_file(&found.path, Some(identity.id), identity.capacity, what)];
-        Err(JournalError::Damaged { damage })
+        Ok(())
     }
 
     /// Good frames behind damage.

@@ -38,9 +38,10 @@ impl Identity {
         self.base + self.capacity
     }
 
-    /// `None` for a base that only a file's name can have made up.
+    /// `None` for a base that only a file's name can have made up: nothing could come behind it.
     pub(crate) fn checked_end(&self) -> Option<u64> {
-        self.base.checked_add(self.capacity)
+        let end = self.base.checked_add(self.capacity)?;
+        end.checked_add(u64::from(u32::MAX)).map(|_| end)
     }
 
     /// The header block: magic [8] · id u64 · base u64 · capacity u64 · key u32 · crc u32, little-endian.
