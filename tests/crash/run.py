@@ -42,7 +42,7 @@ from broker import CACHE, Broker, BrokerError  # noqa: E402
 from clients import Churner, Client, Load, Member, Observer, Reader, Sender, drain  # noqa: E402
 from history import Recorder  # noqa: E402
 from store_faults import (  # noqa: E402
-    SERVERS, FaultyStore, Faults, acknowledged_within, fsck, left_over, shifted,
+    SERVERS, FaultyStore, Faults, acknowledged_within, empty_within, fsck, left_over, shifted,
 )
 
 # Room for a journal, a Raft log and the objects of some minutes.
@@ -337,7 +337,7 @@ class Run:
             # Metadata's time moves with its entries, one jump after the other.
             self.produce_one()
             last = seconds == self.store.shifts_s[-1]
-            if self.is_empty_within(binary, self.args.settle_seconds if last else 6):
+            if empty_within(binary, self.broker.admin, self.store, self.args.settle_seconds if last else 6):
                 break
         self.judge_bucket(binary)
         # What was not deleted is still there after all that deleting.
@@ -347,17 +347,6 @@ class Run:
         self.broker.stop()
         self.broker.env = env
         self.start()
-
-    def is_empty_within(self, binary, seconds):
-        """Whether all that lies in the bucket is referred to, before so long has passed."""
-        deadline = time.monotonic() + seconds
-        while True:
-            code, _, summary = fsck(binary, self.broker.admin)
-            if code == 0 and summary["prepared"] + summary["awaiting_delete"] == 0 and not list(left_over(self.store.keys(), summary)):
-                return True
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.5)
 
     def judge_bucket(self, binary):
         code, findings, summary = fsck(binary, self.broker.admin)

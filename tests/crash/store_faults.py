@@ -269,3 +269,15 @@ def left_over(keys, summary):
     known = summary["referenced"] + summary["prepared"]
     if len(objects) != known:
         yield f"{len(objects)} objects lie in the bucket, and metadata knows of {known}"
+
+
+def empty_within(binary, admin, store, seconds):
+    """Whether the bucket holds what metadata refers to and nothing else, before so long has passed."""
+    deadline = time.monotonic() + seconds
+    while True:
+        code, _, summary = fsck(binary, admin)
+        if code == 0 and summary["prepared"] + summary["awaiting_delete"] == 0 and not list(left_over(store.keys(), summary)):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
