@@ -22,6 +22,7 @@ import argparse
 import collections
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -355,8 +356,9 @@ class Run:
         self.shown["fsck_end"] = {name: summary.get(name) for name in names}
         for finding in findings:
             self.load.problem("fsck at the end", json.dumps(finding))
-        if code != 0 or summary["awaiting_delete"]:
+        if code != 0 or summary.get("awaiting_delete"):
             self.load.problem("fsck at the end", json.dumps(summary))
+        if "error" in summary:
             return
         # Each is of one kill that met a compaction; their ids live an hour, and no clock can be put forward so far (SHIFTS_S).
         if summary["prepared"] > (self.kills + self.args.power_cuts if self.compactions() and self.store.has_hour_left else 0):
@@ -471,9 +473,12 @@ def parse_args():
 
 
 def write_result(path, run, failed, seconds):
+    """`commit` is what is checked out; which broker ran, `binary_…` says."""
     commit = subprocess.run(["git", "-C", REPO, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    binary = pathlib.Path(os.environ.get("ISOBAR_BIN", CACHE / "target/ci/isobar"))
     line = {
-        "commit": commit, "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "seed": run.args.seed,
+        "commit": commit, "binary_sha256": hashlib.sha256(binary.read_bytes()).hexdigest(),
+        "binary_built": datetime.datetime.fromtimestamp(binary.stat().st_mtime, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "seed": run.args.seed,
         "store": run.args.store or "directory", "kills": run.kills, "power_cuts": run.args.power_cuts,
         "long_stop_s": run.args.long_stop if run.args.faults else 0, "acks": run.recorder.acks, "seconds": round(seconds),
         "compactions": run.compactions(),
