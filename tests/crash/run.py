@@ -492,6 +492,8 @@ def main():
     args = parse_args()
     directory = pathlib.Path(args.keep or tempfile.mkdtemp(prefix="isobar-crash-"))
     directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        sys.exit(f"{directory} is not empty: another run's data would count as this one's")
     print(f"seed {args.seed}, in {directory}", flush=True)
     run = Run(args, directory)
     began = time.monotonic()

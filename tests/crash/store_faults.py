@@ -31,7 +31,7 @@ from stores import Azurite, Minio, Versitygw  # noqa: E402
 SERVERS = {"versitygw": Versitygw, "minio": Minio, "azurite": Azurite}
 BUCKET = "bucket"
 # While the broker has been up for so long within a fault of the store, there must have been acknowledgements.
-UP_S = 2.0
+UP_S = 3.0
 # Longest that a fault waits for the driver: to start the broker within it, or to watch it.
 PATIENCE_S = 60.0
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
