@@ -61,7 +61,7 @@ use crate::operations::NodeOperations;
 /// Marks a directory that a recovery is making.
 pub(crate) const RECOVERING: &str = "RECOVERING";
 /// The store's number and name in metadata.
-const STORE: StoreId = StoreId(1);
+pub const STORE: StoreId = StoreId(1);
 const STORE_NAME: &str = "local";
 /// Disk for blocks of objects, unless something else is said.
 const DISK_CACHE_BYTES: u64 = 1 << 30;
@@ -210,6 +210,7 @@ pub struct Node {
     admin: Option<Admin>,
     disk_cache: Option<DiskCache>,
     store_metrics: StoreMetrics,
+    fsck: FsckParts,
     /// Looks at a store that did not answer at the start.
     verifying: Option<Task>,
     _lock: DirLock,
@@ -276,7 +277,7 @@ impl Node {
         let deleter =
             Deleter::start(host, bucket.clone(), Some(guard), Arc::clone(&proposer), options.deleter.clone());
         let fsck = FsckParts { host: host.clone(), bucket, proposer, index };
-        let operations = Arc::new(NodeOperations { host: host.clone(), fsck, store: STORE });
+        let operations = Arc::new(NodeOperations { host: host.clone(), fsck: fsck.clone(), store: STORE });
         let admin = start_admin(host, &options, registry, &broker, &archiver, operations).await?;
         Ok(Self {
             broker,
@@ -289,6 +290,7 @@ impl Node {
             admin,
             disk_cache,
             store_metrics,
+            fsck,
             verifying,
             _lock: lock,
         })
@@ -331,6 +333,12 @@ impl Node {
     /// The metadata state machine's clock, which moves with its entries; wall-clock milliseconds.
     pub fn metadata_time_ms(&self) -> i64 {
         self.broker.metadata_time_ms()
+    }
+
+    /// What [`isobar_store::fsck::fsck`] works with, for whoever holds this node in its own process; its store is
+    /// [`STORE`].
+    pub fn fsck_parts(&self) -> FsckParts {
+        self.fsck.clone()
     }
 
     /// Requests sent to the store so far, by operation.

@@ -312,7 +312,10 @@ impl Source {
         begin: u32,
     ) -> Result<(Found, StateMachine), RecoverError> {
         let mut notes = Vec::new();
-        let history = history::newest(&*self.archive, &self.cluster_id, self.claimed, &mut notes).await?;
+        let mut history = history::newest(&*self.archive, &self.cluster_id, self.claimed, &mut notes).await?;
+        if self.archive.host.sabotaged("recover-forgets-an-append") {
+            history.forget_an_append();
+        }
         let before = log_ends(&history.end_image);
         let (state, cut_ms) = history.rebuild(&self.bucket, begin).await?;
         let image = state.view();

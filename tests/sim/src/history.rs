@@ -92,6 +92,14 @@ impl Recorder {
         self.0.lock().problems.clone()
     }
 
+    /// What came after `time_ns`, in order of time.
+    pub fn since(&self, time_ns: u64) -> Vec<Event> {
+        let mut events = self.0.lock().events.clone();
+        events.retain(|event| event.time_ns > time_ns);
+        events.sort_by_key(|event| event.time_ns);
+        events
+    }
+
     /// Everything, in order of time.
     pub fn finish(&self) -> Vec<Event> {
         let mut events = std::mem::take(&mut self.0.lock().events);

@@ -10,6 +10,7 @@
 //! 3. What the harness expects of the node it says as a problem or an anomaly; nothing is forgiven but a start that fails,
 //!    or a node that says it is unhealthy, in a life with disk faults.
 
+mod finale;
 pub mod history;
 mod load;
 mod node;

@@ -3,18 +3,19 @@
 
 mod churner;
 mod drain;
+pub(crate) mod hand;
 mod member;
 mod observer;
 mod reader;
 mod sender;
 mod switcher;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use isobar_client::{Client, ClientConfig, ClientError, Fetched, NewTopic, TopicPartition};
+use isobar_client::{Client, ClientConfig, ClientError, Fetched, NewTopic, Producer, TopicPartition};
 use isobar_host::Host;
 use isobar_protocol::error::ErrorCode;
 use isobar_testkit::Rng;
@@ -56,11 +57,23 @@ pub(crate) struct Load {
     pub drain: Mutex<Drain>,
     /// Partitions of the history's topics that exist.
     partitions: Mutex<Vec<TopicPartition>>,
+    /// What the hand is to do; `None` once it has.
+    pub errand: Mutex<Option<hand::Errand>>,
+    /// What it saw.
+    pub survey: Mutex<hand::Survey>,
+    /// Producer ids that were handed out.
+    pub producers: Mutex<BTreeSet<i64>>,
+    /// How often the clients' machine was started anew.
+    pub turn: u32,
 }
 
 impl Load {
     pub(crate) fn new(plan: Plan, recorder: Recorder) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::blank(plan, recorder, 0))
+    }
+
+    fn blank(plan: Plan, recorder: Recorder, turn: u32) -> Self {
+        Self {
             recorder,
             plan,
             stop_sending: AtomicBool::new(false),
@@ -69,10 +82,34 @@ impl Load {
             reading: Mutex::default(),
             drain: Mutex::new(Drain::No),
             partitions: Mutex::default(),
-        })
+            errand: Mutex::default(),
+            survey: Mutex::default(),
+            producers: Mutex::default(),
+            turn,
+        }
     }
 
-    fn partitions(&self) -> Vec<TopicPartition> {
+    /// For new clients after these.
+    pub(crate) fn again(&self) -> Arc<Self> {
+        let next = Self::blank(self.plan.clone(), self.recorder.clone(), self.turn + 1);
+        *next.partitions.lock() = self.partitions();
+        *next.producers.lock() = self.producers.lock().clone();
+        Arc::new(next)
+    }
+
+    /// The marks are part of every survey from now on.
+    fn knows_marks(&self) {
+        let partitions = &mut *self.partitions.lock();
+        if !partitions.iter().any(|at| at.topic == hand::MARKS) {
+            partitions.extend((0..3).map(|partition| TopicPartition::new(hand::MARKS, partition)));
+        }
+    }
+
+    fn saw_producer(&self, producer: &Producer) {
+        self.producers.lock().extend(producer.producer_id().map(|(id, _)| id));
+    }
+
+    pub(crate) fn partitions(&self) -> Vec<TopicPartition> {
         self.partitions.lock().clone()
     }
 

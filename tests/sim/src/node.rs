@@ -5,19 +5,24 @@ use std::time::Duration;
 
 use isobar_broker::Options;
 use isobar_host::Host;
-use isobar_node::node::{JobOptions, Node, NodeOptions, Store};
-use isobar_raft::archive::ArchiveOptions;
+use isobar_metadata::command::UndeleteTopic;
+use isobar_metadata::{Command, CommandResult, Image, TopicId};
+use isobar_node::node::{JobOptions, Node, NodeOptions, STORE, Store};
+use isobar_node::{RecoverOptions, Recovered, recover};
+use isobar_raft::archive::{ArchiveOptions, Status};
+use isobar_store::fsck::{Finding, FsckOptions, Line, Summary, fsck};
 use isobar_store::{
     CompactorOptions, DeleterOptions, IndexerOptions, RetainerOptions, compact_plan, index_plan,
 };
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::load::BROKER;
 use crate::plan::NodePlan;
 
 /// Where the node keeps what is its own.
-const DATA: &str = "/data";
+pub(crate) const DATA: &str = "/data";
 
 /// How far a life has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +37,23 @@ pub(crate) enum Stage {
     Stopped(Result<(), String>),
 }
 
+/// What the driver wants of a node that runs.
+#[derive(Debug, Clone)]
+pub(crate) enum Wish {
+    Image,
+    Fsck { repair: bool },
+    Undelete(TopicId),
+}
+
+/// What a node knows of itself.
+pub(crate) struct Looked {
+    pub image: Image,
+    pub archived: Status,
+    /// Of fsck.
+    pub findings: Vec<Finding>,
+    pub summary: Summary,
+}
+
 /// What driver and life tell each other.
 pub(crate) struct Life {
     pub stage: Stage,
@@ -40,6 +62,11 @@ pub(crate) struct Life {
     /// Said by the driver: get everything into the store. The life answers with `flushed`.
     pub flush: bool,
     pub flushed: bool,
+    /// Said by the driver: look at yourself. The life answers in `looked`.
+    pub wish: Option<Wish>,
+    pub looked: Option<Result<Looked, String>>,
+    /// What a recovery made.
+    pub recovered: Option<Recovered>,
     /// Requests sent to the store so far.
     pub puts: u64,
     pub gets: u64,
@@ -54,6 +81,9 @@ impl Life {
             stop: false,
             flush: false,
             flushed: false,
+            wish: None,
+            looked: None,
+            recovered: None,
             puts: 0,
             gets: 0,
             had_disk_faults: false,
@@ -146,7 +176,7 @@ pub(crate) async fn live(host: Host, options: NodeOptions, life: Arc<Mutex<Life>
     life.lock().stage = Stage::Up;
     for turn in 0_u32.. {
         sleep(Duration::from_millis(5)).await;
-        let flush = {
+        let (flush, wish) = {
             let mut life = life.lock();
             if turn % 20 == 0 {
                 life.puts = node.store_requests("put");
@@ -158,13 +188,70 @@ pub(crate) async fn live(host: Host, options: NodeOptions, life: Arc<Mutex<Life>
             if life.stop {
                 break;
             }
-            std::mem::take(&mut life.flush)
+            (std::mem::take(&mut life.flush), life.wish.take())
         };
         if flush {
             let flushed = node.flush(Duration::from_secs(30)).await;
             life.lock().flushed = flushed;
         }
+        if let Some(wish) = wish {
+            let looked = look(&node, wish).await;
+            life.lock().looked = Some(looked);
+        }
     }
     let stopped = node.stop().await.map_err(|error| error.to_string());
     life.lock().stage = Stage::Stopped(stopped);
+}
+
+async fn look(node: &Node, wish: Wish) -> Result<Looked, String> {
+    let parts = node.fsck_parts();
+    let mut findings = Vec::new();
+    let mut summary = Summary::default();
+    match wish {
+        Wish::Image => {}
+        Wish::Undelete(topic_id) => {
+            let command = Command::UndeleteTopic(UndeleteTopic { topic_id, name: String::new() });
+            match parts.proposer.propose(command).await.map_err(|error| error.to_string())? {
+                CommandResult::Topics(results)
+                    if results.topics.iter().all(|topic| topic.error_code == 0) => {}
+                other => return Err(format!("not undeleted: {other:?}")),
+            }
+        }
+        Wish::Fsck { repair } => {
+            let (tell, mut told) = mpsc::channel(16);
+            let options = FsckOptions { store: STORE, deep: true, repair };
+            let gather = async {
+                while let Some(line) = told.recv().await {
+                    if let Line::Finding(finding) = line {
+                        findings.push(finding);
+                    }
+                }
+            };
+            let (done, ()) = tokio::join!(fsck(&parts, options, tell), gather);
+            summary = done.map_err(|error| error.to_string())?;
+        }
+    }
+    parts.proposer.barrier().await.map_err(|error| error.to_string())?;
+    Ok(Looked { image: parts.proposer.image(), archived: node.archived(), findings, summary })
+}
+
+/// The main task of a machine on which `isobar recover` runs.
+pub(crate) async fn recover_there(host: Host, options: RecoverOptions, life: Arc<Mutex<Life>>) {
+    let done = recover(&host, &options).await;
+    let mut life = life.lock();
+    match done {
+        Ok(made) => {
+            life.recovered = Some(made);
+            life.stage = Stage::Stopped(Ok(()));
+        }
+        Err(error) => life.stage = Stage::Failed(error.to_string()),
+    }
+}
+
+/// What `isobar recover` is asked.
+pub(crate) fn recover_options(plan: &NodePlan, store: Option<Store>) -> RecoverOptions {
+    RecoverOptions {
+        segment_bytes: Some(plan.segment_bytes),
+        ..RecoverOptions::new(DATA, store.unwrap_or(Store::Inside))
+    }
 }

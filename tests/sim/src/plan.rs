@@ -53,6 +53,9 @@ pub const POINTS: &[&str] = &[
     "wal.before_recycle",
 ];
 
+/// The crash points of `isobar recover`, which is no node.
+pub const RECOVERY_POINTS: &[&str] = &["recover.claimed", "recover.founded", "recover.written"];
+
 /// The promises that a node can be made to break ([`isobar_host::Host::sabotaged`]).
 pub const SABOTAGES: &[&str] = &[
     "ack-before-sync",
@@ -60,6 +63,8 @@ pub const SABOTAGES: &[&str] = &[
     "release-before-swap",
     "object-not-synced",
     "repeat-sequenced-twice",
+    "never-deletes",
+    "recover-forgets-an-append",
 ];
 
 /// A topic of the history.
@@ -111,6 +116,48 @@ pub struct NodePlan {
     pub object_linger_ms: u64,
 }
 
+/// What is tried after the load and its verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// After a while the bucket holds what metadata points at and nothing else.
+    Leftover,
+    /// A deleted topic comes back whole; one whose window has passed does not.
+    SoftDelete,
+    /// Every directory is gone.
+    Disaster(Disaster),
+    /// One bit of what is durable flips. Always last.
+    Flip(Flip),
+}
+
+/// When it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disaster {
+    /// After an orderly stop: nothing may be lacking.
+    Stopped,
+    /// After a quiet time: nothing may be lacking.
+    Quiet,
+    /// Under load.
+    Load {
+        /// After so long.
+        at_ms: u64,
+        /// The store cannot be reached in the last part of it.
+        outage_ms: u64,
+    },
+}
+
+/// Where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flip {
+    /// Files of the WAL, of the metadata log, of its snapshots, others.
+    Wal,
+    Log,
+    Snapshot,
+    Other,
+    /// An object of the data, or of the archive.
+    Object,
+    Archive,
+}
+
 /// All choices of one seed.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -132,6 +179,8 @@ pub struct Plan {
     pub points: Vec<&'static str>,
     pub disk_faults: bool,
     pub bucket_faults: bool,
+    /// What comes after the load.
+    pub finale: Vec<Phase>,
     /// The promise that the node breaks.
     pub sabotage: Option<&'static str>,
 }
@@ -221,6 +270,7 @@ impl Plan {
             points,
             disk_faults: rng.percent(60),
             bucket_faults: rng.percent(60),
+            finale: finale(&mut Rng::new(seed ^ 0x1507_ba12_51b0_0003), old),
             sabotage: None,
         }
     }
@@ -233,7 +283,53 @@ impl Plan {
             self.node.store_inside = true;
             self.node.upload_interval = Duration::from_millis(200);
         }
+        match promise {
+            "never-deletes" => {
+                self.node.store_inside = false;
+                self.finale = vec![Phase::Leftover];
+            }
+            "recover-forgets-an-append" => {
+                self.finale = vec![Phase::Disaster(Disaster::Load { at_ms: 700, outage_ms: 0 })];
+            }
+            _ => self.finale.clear(),
+        }
         self
+    }
+}
+
+/// Some of the phases in some order. A cluster that is old already can be watched cheaply until nothing is left over.
+fn finale(rng: &mut Rng, old: bool) -> Vec<Phase> {
+    let mut phases = Vec::new();
+    if rng.percent(if old { 60 } else { 15 }) {
+        phases.push(Phase::Leftover);
+    }
+    if rng.percent(30) {
+        phases.push(Phase::SoftDelete);
+    }
+    for percent in [45, 10] {
+        if rng.percent(percent) {
+            phases.push(Phase::Disaster(disaster(rng)));
+        }
+    }
+    for at in (1..phases.len()).rev() {
+        phases.swap(at, usize::try_from(rng.below(at as u64 + 1)).unwrap_or(0));
+    }
+    if rng.percent(25) {
+        let flips =
+            [Flip::Wal, Flip::Log, Flip::Snapshot, Flip::Other, Flip::Object, Flip::Object, Flip::Archive];
+        phases.push(Phase::Flip(rng.pick(&flips)));
+    }
+    phases
+}
+
+fn disaster(rng: &mut Rng) -> Disaster {
+    match rng.below(10) {
+        0 => Disaster::Stopped,
+        1..3 => Disaster::Quiet,
+        _ => {
+            let outage_ms = if rng.percent(30) { rng.between(50, 3_000) } else { 0 };
+            Disaster::Load { at_ms: rng.between(20, 3_000), outage_ms }
+        }
     }
 }
 
@@ -315,20 +411,22 @@ mod tests {
     fn the_crash_points_are_those_of_the_source() {
         let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates");
         let mut found = BTreeSet::new();
-        for name in ["journal", "raft", "wal", "store", "broker", "isobar"] {
+        for name in ["host", "journal", "raft", "wal", "store", "broker", "isobar"] {
             let mut files = Vec::new();
             sources(&crates.join(name).join("src"), &mut files);
             for file in files {
                 let text = std::fs::read_to_string(file).unwrap();
-                for call in ["point(\"", "point)(\""] {
+                for call in ["point(\"", "point)(\"", "&str = \"recover."] {
                     for (at, _) in text.match_indices(call) {
-                        let rest = &text[at + call.len()..];
+                        // A name follows, or has begun within.
+                        let rest = &text[at + call.rfind('"').unwrap() + 1..];
                         found.insert(rest[..rest.find('"').unwrap()].to_owned());
                     }
                 }
             }
         }
-        let known: BTreeSet<String> = POINTS.iter().map(|name| (*name).to_owned()).collect();
+        let known = POINTS.iter().chain(RECOVERY_POINTS);
+        let known: BTreeSet<String> = known.map(|name| (*name).to_owned()).collect();
         assert_eq!(found, known);
     }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures_util::future::FutureExt as _;
 use isobar_host::disk::Faults;
 use isobar_host::sim::{SimDisk, World};
 use isobar_node::node::Store;
@@ -25,8 +26,8 @@ use crate::plan::{Draw as _, Plan};
 use crate::store::{GatedStore, StoreCounters};
 use crate::totals::add;
 
-const NODE: &str = "node";
-const CLIENTS: &str = "clients";
+pub(crate) const NODE: &str = "node";
+pub(crate) const CLIENTS: &str = "clients";
 /// The driver's number in the history.
 const DRIVER: u32 = 0;
 /// Simulated time after which something that must end has not, in ticks.
@@ -88,6 +89,8 @@ pub struct Counters {
     pub pages_dropped: u64,
     pub pages_torn: u64,
     pub bucket_faults: BTreeMap<String, u64>,
+    /// What came after the load, by what came of it.
+    pub finale: BTreeMap<String, u64>,
 }
 
 impl Counters {
@@ -97,6 +100,7 @@ impl Counters {
         add(&mut self.points_hit, &from.points_hit);
         add(&mut self.points_passed, &from.points_passed);
         add(&mut self.bucket_faults, &from.bucket_faults);
+        add(&mut self.finale, &from.finale);
         self.restarts += from.restarts;
         self.starts_failed += from.starts_failed;
         self.unhealthy += from.unhealthy;
@@ -111,35 +115,43 @@ impl Counters {
 }
 
 /// What makes the life that is running die.
-enum Armed {
+pub(crate) enum Armed {
     No,
     Steps,
     Point(&'static str),
 }
 
-struct Driver {
-    world: World,
-    rng: Rng,
-    plan: Plan,
-    disk: Arc<SimDisk>,
-    bucket: Bucket,
-    recorder: Recorder,
-    load: Arc<Load>,
-    life: Arc<Mutex<Life>>,
-    store: Arc<StoreCounters>,
-    counters: Counters,
-    armed: Armed,
-    tick: u64,
-    boots: u64,
+pub(crate) struct Driver {
+    pub(crate) world: World,
+    pub(crate) rng: Rng,
+    pub(crate) plan: Plan,
+    pub(crate) disk: Arc<SimDisk>,
+    pub(crate) bucket: Bucket,
+    pub(crate) recorder: Recorder,
+    pub(crate) load: Arc<Load>,
+    pub(crate) life: Arc<Mutex<Life>>,
+    pub(crate) store: Arc<StoreCounters>,
+    pub(crate) counters: Counters,
+    pub(crate) armed: Armed,
+    pub(crate) tick: u64,
+    pub(crate) boots: u64,
     /// When the node is switched on again, if it is off.
-    boot_at: u64,
+    pub(crate) boot_at: u64,
     /// When an operator looks after a node that is not well.
-    care_at: Option<u64>,
-    stop_since: Option<u64>,
-    next_fault: u64,
-    disk_faults_until: u64,
-    bucket_faults_until: u64,
-    healing: bool,
+    pub(crate) care_at: Option<u64>,
+    pub(crate) stop_since: Option<u64>,
+    pub(crate) next_fault: u64,
+    pub(crate) disk_faults_until: u64,
+    pub(crate) bucket_faults_until: u64,
+    pub(crate) healing: bool,
+    /// `isobar recover` is what boots.
+    pub(crate) recovering: bool,
+    /// Something is damaged: a node may refuse to start, or become unhealthy.
+    pub(crate) lenient: bool,
+    /// When the history of the verdict ends.
+    history_end_ns: u64,
+    /// Of machines that are no more.
+    passed: BTreeMap<String, u64>,
 }
 
 /// Runs one seed.
@@ -148,6 +160,8 @@ pub fn run(plan: &Plan, keep_trace: bool) -> Outcome {
     let mut driver = Driver::new(plan.clone(), keep_trace);
     driver.chaos();
     driver.heal();
+    driver.history_end_ns = driver.recorder.stamp();
+    driver.finale();
     let mut outcome = driver.verdict();
     for panic in panics::end() {
         *outcome.problems.entry(panic).or_default() += 1;
@@ -188,6 +202,10 @@ impl Driver {
             disk_faults_until: 0,
             bucket_faults_until: 0,
             healing: false,
+            recovering: false,
+            lenient: false,
+            history_end_ns: 0,
+            passed: BTreeMap::new(),
             plan,
         }
     }
@@ -249,7 +267,7 @@ impl Driver {
     }
 
     /// Ticks until it is so. What does not come is a problem of the seed.
-    fn wait(&mut self, what: &str, so: impl Fn(&Self) -> bool) {
+    pub(crate) fn wait(&mut self, what: &str, so: impl Fn(&Self) -> bool) -> bool {
         let deadline = self.tick + PATIENCE_MS;
         while !so(self) {
             if self.tick >= deadline {
@@ -257,18 +275,19 @@ impl Driver {
                 let clients = (self.load.sending.lock().clone(), self.load.reading.lock().clone());
                 self.recorder
                     .problem(format!("waited in vain for {what}; the node: {stage:?}, clients: {clients:?}"));
-                return;
+                return false;
             }
             self.step();
         }
+        true
     }
 
     /// One tick, and what an operator does.
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.step_by(1);
     }
 
-    fn step_by(&mut self, ticks: u32) {
+    pub(crate) fn step_by(&mut self, ticks: u32) {
         self.recorder.set_now(self.world.now_us());
         let died = self.world.step_by(ticks);
         self.tick += u64::from(ticks);
@@ -302,7 +321,7 @@ impl Driver {
     }
 
     /// Ends the life from outside.
-    fn end(&mut self, kind: &str) {
+    pub(crate) fn end(&mut self, kind: &str) {
         if kind == "kill" {
             self.world.kill(NODE)
         } else {
@@ -328,10 +347,15 @@ impl Driver {
         self.life.lock().had_disk_faults = self.disk_faults_until > 0;
         let (life, plan) = (Arc::clone(&self.life), self.plan.node.clone());
         let (bucket, counters) = (self.bucket.clone(), Arc::clone(&self.store));
+        let recovering = self.recovering;
         self.world.boot(NODE, move |host| {
             let given = || Store::Given(Arc::new(GatedStore::new(&host, &bucket, &counters)));
-            let options = node::options(&plan, (!plan.store_inside).then(given));
-            node::live(host, options, life)
+            let store = (!plan.store_inside).then(given);
+            if recovering {
+                node::recover_there(host, node::recover_options(&plan, store), life).boxed()
+            } else {
+                node::live(host, node::options(&plan, store), life).boxed()
+            }
         });
         self.boots += 1;
         if self.boots > 1 {
@@ -360,7 +384,7 @@ impl Driver {
     fn look_after(&mut self) {
         let (stage, excused) = {
             let life = self.life.lock();
-            (life.stage.clone(), life.had_disk_faults)
+            (life.stage.clone(), life.had_disk_faults || self.lenient)
         };
         let (what, why) = match stage {
             Stage::Starting | Stage::Up => return self.watch_stop(),
@@ -460,25 +484,34 @@ impl Driver {
         }
     }
 
+    /// What the node's disk and its lives have counted, before the machine goes.
+    pub(crate) fn retire_disk(&mut self) {
+        for (point, count) in self.world.points_passed(NODE) {
+            *self.passed.entry(point.to_owned()).or_default() += count;
+        }
+        let disk = self.disk.stats();
+        self.counters.disk_errors += disk.errors;
+        self.counters.pages_dropped += disk.dropped_pages;
+        self.counters.pages_torn += disk.torn_pages;
+    }
+
     fn verdict(mut self) -> Outcome {
-        let passed = self.world.points_passed(NODE);
         self.world.crash(NODE);
+        self.retire_disk();
         self.world.crash(CLIENTS);
         let life = self.life.lock();
         self.counters.object_requests += life.puts + life.gets;
         drop(life);
-        self.counters.points_passed = passed.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+        self.counters.points_passed = std::mem::take(&mut self.passed);
         self.counters.objects_written = self.store.objects_written.load(Ordering::Relaxed);
         self.counters.object_bytes_read = self.store.bytes_read.load(Ordering::Relaxed);
         self.counters.objects_deleted = self.store.deletes.load(Ordering::Relaxed);
-        let disk = self.disk.stats();
-        self.counters.disk_errors = disk.errors;
-        self.counters.pages_dropped = disk.dropped_pages;
-        self.counters.pages_torn = disk.torn_pages;
         let bucket = self.bucket.counts();
         self.counters.bucket_faults =
             bucket.into_iter().map(|(fault, n)| (format!("{fault:?}"), n)).collect();
-        let events = self.recorder.finish();
+        let mut events = self.recorder.finish();
+        // Later ones are judged where they came from.
+        events.retain(|event| event.time_ns <= self.history_end_ns);
         let mut checker = Checker::new(Options { dense: true, examples: 3 });
         let mut problems = self.recorder.problems();
         for event in &events {

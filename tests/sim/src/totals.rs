@@ -7,6 +7,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::run::{Counters, Outcome};
 
+/// What must have come of something tried after the load, in a long run.
+const FINALES: &[&str] = &[
+    "whole",
+    "nothing left over",
+    "window passed",
+    "undeleted",
+    "recovered",
+    "recovered whole",
+    "recovered to a cut before the end",
+    "flip refused at the start",
+    "flip without effect",
+    "flip in an object found",
+];
+
 /// Sums over seeds. A run is worth something only if what matters in it is not zero.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Totals {
@@ -93,9 +107,13 @@ impl Totals {
         let kinds = ["power-cut", "kill", "crash-at-step", "crash-point", "stop"];
         let kinds =
             kinds.iter().filter(|kind| !c.faults.contains_key(**kind)).map(|kind| format!("fault {kind}"));
-        let points =
-            crate::plan::POINTS.iter().filter(|point| all_points && !c.points_hit.contains_key(**point));
-        zero.chain(kinds).chain(points.map(|point| format!("death at {point}"))).collect()
+        let points = crate::plan::POINTS.iter().chain(crate::plan::RECOVERY_POINTS);
+        let points = points.filter(|point| all_points && !c.points_hit.contains_key(**point));
+        let ends = FINALES.iter().filter(|end| all_points && !c.finale.contains_key(**end));
+        zero.chain(kinds)
+            .chain(points.map(|point| format!("death at {point}")))
+            .chain(ends.map(|end| format!("after the load: {end}")))
+            .collect()
     }
 }
 
@@ -119,6 +137,7 @@ impl fmt::Display for Totals {
         writeln!(f, "faults: {}", list(&c.faults))?;
         writeln!(f, "crash points hit: {}", list(&c.points_hit))?;
         writeln!(f, "bucket faults: {}", list(&c.bucket_faults))?;
+        writeln!(f, "after the load: {}", list(&c.finale))?;
         writeln!(
             f,
             "{} restarts, {} starts that failed, {} times unhealthy; {} disk errors, {} pages lost and {} torn by power cuts",

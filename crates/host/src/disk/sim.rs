@@ -161,6 +161,17 @@ impl SimDisk {
         self.state.lock().fuse.stats()
     }
 
+    /// Every file that programs see, with its length: for a harness's own look.
+    pub fn files(&self) -> BTreeMap<PathBuf, u64> {
+        let state = &*self.state.lock();
+        let named = |(dir, names): (&PathBuf, &Directory)| -> Vec<(PathBuf, u64)> {
+            let file =
+                |(name, inode): (&String, &u64)| Some((dir.join(name), state.inodes.get(inode)?.len()));
+            names.now.iter().filter_map(file).collect()
+        };
+        state.directories.iter().flat_map(named).collect()
+    }
+
     /// Bytes that files take, as counted against [`Faults::capacity_bytes`].
     pub fn used_bytes(&self) -> u64 {
         self.state.lock().used_bytes()

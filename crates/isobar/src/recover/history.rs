@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Known;
 
 use isobar_metadata::recover::{Clip, Clipped, Recovery};
-use isobar_metadata::{Entry, Image, ObjectId, StateMachine};
+use isobar_metadata::{Command, Entry, Envelope, Image, ObjectId, StateMachine};
 use isobar_raft::archive::{
     Archive, ArchiveError, ArchivedSnapshot, Chain, Listing, read_log, read_snapshot, survey,
 };
@@ -175,6 +175,18 @@ fn replayed(mut machine: StateMachine, entries: &[EntryRecord]) -> Result<StateM
 }
 
 impl History {
+    /// Sabotage: one append of before the cut did not happen, so that a partition's log is another one.
+    pub(super) fn forget_an_append(&mut self) {
+        let appends = |record: &&mut EntryRecord| {
+            let commands = decoded(record).ok().flatten().map(|entry| entry.commands).unwrap_or_default();
+            let append = |envelope: &Envelope| matches!(envelope.command, Some(Command::CommitChunk(_)));
+            record.id.index <= self.cut && commands.iter().any(append)
+        };
+        if let Some(record) = self.entries.iter_mut().rev().find(appends) {
+            record.command = None;
+        }
+    }
+
     /// The state at the cut with its objects, as the beginning of `incarnation`, and its time at the cut in ms.
     pub(super) async fn rebuild(
         &self,

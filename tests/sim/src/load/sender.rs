@@ -46,6 +46,7 @@ async fn life(me: &mut Me, plan: &Sender, client: &Client) {
             return me.pause(1_000).await;
         }
     };
+    me.load.saw_producer(&producer);
     let number = me.load.recorder.producer(me.number, plan.once, plan.ordered);
     let undecided = Arc::new(AtomicUsize::new(0));
     for _ in 0..me.rng.between(5, 200) {
