@@ -434,9 +434,13 @@ pub(crate) fn open_machine(
     if purged > reaches {
         let have = reaches
             .map_or_else(|| "no good snapshot".to_owned(), |i| format!("the newest good one ends at {i}"));
+        let mut aside = host.disk().list(&dir).unwrap_or_default();
+        aside.retain(|name| name.ends_with(".damaged"));
         let what = format!(
-            "the log starts after entry {}, but there is {have}; restore this member from another or from the archive",
-            purged.unwrap_or_default()
+            "the log starts after entry {}, but there is {have} (set aside because they are damaged: {}); restore this \
+             member from another or from the archive",
+            purged.unwrap_or_default(),
+            if aside.is_empty() { "none".to_owned() } else { aside.join(", ") }
         );
         return Err(RaftError::Damaged { path: dir, what });
     }

@@ -31,7 +31,7 @@ use leftover::Objects;
 /// Where a store inside lies.
 const INSIDE: &str = "/data/bucket";
 /// Simulated time after which nothing may be left over: the ten minutes without expiry, the longest grant, and what deletes take.
-const SETTLED_MS: u64 = 40 * 60_000;
+const SETTLED_MS: u64 = 25 * 60_000;
 const LOOK_EVERY_MS: u64 = 10_000;
 const IDLE_TICKS: u32 = 50;
 

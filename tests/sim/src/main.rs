@@ -47,8 +47,9 @@ struct Run {
     /// Seeds at once.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// A file of JSON lines to which the totals of each hundred seeds are added as soon as they have run, with the commit.
-    /// Hundreds that it has already, clean and of this commit, are not run again. Also: fail unless every crash point was hit.
+    /// A file of JSON lines to which the totals of each hundred seeds are added as soon as they have run, with the commit that
+    /// is checked out and the sum of this binary. Hundreds that it has already from this binary, without a failure, are not
+    /// run again. Also: fail unless every crash point was hit.
     #[arg(long)]
     results: Option<PathBuf>,
     /// Breaks a promise of the node; then the run must fail, and ends at the first seed that does.
@@ -176,14 +177,19 @@ struct Record {
     path: PathBuf,
     commit: String,
     dirty: bool,
+    binary: String,
     lines: Vec<Line>,
 }
 
 /// One line of the file.
 #[derive(Serialize, Deserialize)]
 struct Line {
+    /// What was checked out when it ran, and whether the tree had changes; which code ran, `binary` says.
     commit: String,
     dirty: bool,
+    /// CRC-32C and length.
+    #[serde(default)]
+    binary: String,
     first: u64,
     last: u64,
     #[serde(flatten)]
@@ -197,6 +203,7 @@ impl Record {
             path: path.to_owned(),
             commit: output("git", &["rev-parse", "HEAD"]),
             dirty: !output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty(),
+            binary: this_binary(),
             // Lines of older formats tell of other commits.
             lines: text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
         }
@@ -204,9 +211,8 @@ impl Record {
 
     fn known(&self, (first, last): (u64, u64)) -> Option<Totals> {
         let same = |line: &&Line| {
-            !self.dirty
-                && !line.dirty
-                && line.commit == self.commit
+            line.binary == self.binary
+                && line.totals.seeds == last - first + 1
                 && (line.first, line.last) == (first, last)
         };
         let known = self.lines.iter().filter(same).find(|line| line.totals.failed_seeds.is_empty());
@@ -214,8 +220,8 @@ impl Record {
     }
 
     fn add(&self, (first, last): (u64, u64), totals: &Totals) {
-        let (commit, dirty) = (self.commit.clone(), self.dirty);
-        let line = Line { commit, dirty, first, last, totals: totals.clone() };
+        let (commit, dirty, binary) = (self.commit.clone(), self.dirty, self.binary.clone());
+        let line = Line { commit, dirty, binary, first, last, totals: totals.clone() };
         let text = serde_json::to_string(&line).unwrap_or_default();
         let file = OpenOptions::new().create(true).append(true).open(&self.path);
         told(&self.path, file.and_then(|mut file| writeln!(file, "{text}")));
@@ -227,6 +233,12 @@ fn told(path: &Path, written: std::io::Result<()>) {
     if let Err(error) = written {
         eprintln!("{}: {error}", path.display());
     }
+}
+
+/// The same seeds on the same code do the same.
+fn this_binary() -> String {
+    let bytes = std::env::current_exe().and_then(|path| std::fs::read(path)).unwrap_or_default();
+    format!("{:08x}-{}", crc32c::crc32c(&bytes), bytes.len())
 }
 
 fn output(program: &str, args: &[&str]) -> String {

@@ -120,7 +120,7 @@ pub(crate) fn options(plan: &NodePlan, store: Option<Store>) -> NodeOptions {
         deleter: DeleterOptions {
             interval: Duration::from_millis(500),
             grace: plan.delete_after,
-            repeat: Duration::from_secs(5),
+            repeat: Duration::from_secs(60),
         },
         jobs: jobs(),
         ..NodeOptions::new(DATA)

@@ -14,7 +14,7 @@ use isobar_testkit::bucket::Bucket;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
 /// What all lives together did.
@@ -97,7 +97,18 @@ impl ObjectStore for GatedStore {
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
         let (before, after) = (self.clone(), self.clone());
         if self.host.sabotaged("never-deletes") {
-            return locations;
+            // Said to be done, where a start does not look for it.
+            return locations
+                .try_filter_map(move |location| {
+                    let bucket = before.bucket.clone();
+                    async move {
+                        if !location.as_ref().starts_with("data/") {
+                            bucket.delete(&location).await?;
+                        }
+                        Ok(Some(location))
+                    }
+                })
+                .boxed();
         }
         let gated = locations.map(move |location| before.step("bucket.delete").and(location)).boxed();
         let deleted = self.bucket.delete_stream(gated);

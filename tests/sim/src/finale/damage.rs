@@ -53,7 +53,8 @@ impl Driver {
         let survey = self.try_errand(Errand::Survey);
         let stage = self.life.lock().stage.clone();
         if let Stage::Failed(why) = stage {
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            // A damaged snapshot is set aside under a name that ends otherwise.
+            let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             if !why.contains(&name) {
                 self.recorder
                     .problem(format!("{what} was flipped, and the node does not name the file: {why}"));
