@@ -15,6 +15,8 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <("$here/targets.sh")
 for target in "${targets[@]}"; do cp "$built/$target" "$bin/"; done
 failed=0
+# Where sessions share the processor evenly, being nice within one's own is not enough.
+echo 19 >"/proc/$$/autogroup" 2>/dev/null || true
 for target in "${targets[@]}"; do
     line=$(nice -n 19 taskset -c "${CPU:-1}" "$here/one.sh" "$bin/$target" "$seconds" "$CACHE/fuzz/$target" -reload=0) || failed=1
     line="{\"commit\":\"$commit\",\"date\":\"$(date -u +%F)\",${line#\{}"

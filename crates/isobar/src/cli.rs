@@ -149,6 +149,9 @@ pub(crate) struct DemoArgs {
     /// Directory for the demo's data; a temporary one, deleted at the end, unless given.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
+    /// The bucket, as `isobar store check` takes it; a directory beside the data unless given. What the demo writes there stays.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
     /// Address for Kafka clients; port 0 picks a free one.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     pub(crate) listen: String,
@@ -357,6 +360,14 @@ pub(crate) enum StoreCommand {
         /// Skip the measurement of latencies.
         #[arg(long)]
         quick: bool,
+    },
+    /// Make an S3 bucket, with a rule that removes unfinished uploads.
+    ///
+    /// Only in builds with the cargo feature aws, as release packages are. The region is the URL's, AWS_REGION or the
+    /// profile's; a bucket of yours that is there already is left as it is.
+    Make {
+        /// s3://bucket?region=REGION
+        url: String,
     },
 }
 

@@ -1,4 +1,4 @@
-//! `isobar store check`: what works with a store, step by step, and what is missing.
+//! `isobar store`: making a bucket; what works with a store, step by step, and what is missing.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -19,10 +19,44 @@ const SKEW_WARN_MS: i64 = 60_000;
 const LATENCIES: [(usize, usize, &str); 2] = [(4 << 10, 50, "4 KiB"), (8 << 20, 8, "8 MiB")];
 
 pub(crate) async fn run(command: StoreCommand) -> Result<(), Failure> {
-    let StoreCommand::Check { url, json, races, quick } = command;
-    let mut report = Report { json, failed: 0 };
-    check(&mut report, &url, races, quick).await?;
-    report.end()
+    match command {
+        StoreCommand::Check { url, json, races, quick } => {
+            let mut report = Report { json, failed: 0 };
+            check(&mut report, &url, races, quick).await?;
+            report.end()
+        }
+        StoreCommand::Make { url } => make(&url).await,
+    }
+}
+
+#[cfg(feature = "aws")]
+async fn make(url: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    for line in isobar_store::aws::make_bucket(&Host::real(), url).await? {
+        writeln!(out, "{line}")?;
+    }
+    Ok(out.flush()?)
+}
+
+#[cfg(not(feature = "aws"))]
+#[expect(clippy::unused_async, reason = "as with the feature")]
+async fn make(_: &str) -> Result<(), Failure> {
+    Err("this build lacks the feature aws: make the bucket with `aws s3 mb`, or build with `cargo build --features aws`".into())
+}
+
+#[cfg(feature = "aws")]
+async fn tell_settings(report: &mut Report, url: &str) -> Result<(), Failure> {
+    use isobar_store::aws::{Verdict, bucket_settings};
+    for setting in bucket_settings(&Host::real(), url).await? {
+        let outcome = match setting.verdict {
+            Verdict::Fine => Outcome::Ok,
+            Verdict::Costly => Outcome::Warn,
+            Verdict::Harmful => Outcome::Fail,
+            Verdict::Unknown => Outcome::Skipped,
+        };
+        report.step(outcome, setting.name, &setting.words)?;
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -124,6 +158,10 @@ async fn check(report: &mut Report, text: &str, races: usize, quick: bool) -> Re
     tell_clock(report, &bucket)?;
     if fit {
         tell_marker(report, &bucket).await?;
+        #[cfg(feature = "aws")]
+        if url.kind() == StoreKind::S3 && text.starts_with("s3") {
+            tell_settings(report, text).await?;
+        }
         if !quick {
             latencies(report, &mut probe).await?;
         }

@@ -101,7 +101,13 @@ fn spares_of(disk: &dyn Disk, paths: &[PathBuf]) -> Result<Vec<Spare>, JournalEr
     let mut spares = Vec::new();
     for path in paths {
         let file = disk.open(path, Open::READ).map_err(JournalError::io(path))?;
-        spares.push(Spare { path: path.clone(), capacity: file.len().map_err(JournalError::io(path))? });
+        let capacity = file.len().map_err(JournalError::io(path))?;
+        if recover::whole_blocks(capacity) == capacity {
+            spares.push(Spare { path: path.clone(), capacity });
+        } else {
+            // Somebody cut it: segments are whole blocks.
+            disk.remove(path).map_err(JournalError::io(path))?;
+        }
     }
     Ok(spares)
 }

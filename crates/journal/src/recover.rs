@@ -69,9 +69,11 @@ pub(crate) fn survey(disk: &dyn Disk, dir: &Path, how: Open) -> Result<Survey, J
                 let file = disk.open(&path, how).map_err(JournalError::io(&path))?;
                 let capacity = file.len().map_err(JournalError::io(&path))?;
                 let identity = Identity { id, base, capacity };
-                if identity.checked_end().is_none() || id == u64::MAX {
-                    let what =
-                        "no segment can have this name: its positions or ids have no successor".to_owned();
+                let whole = whole_blocks(base) == base;
+                if identity.checked_end().is_none() || id == u64::MAX || !whole {
+                    let what = "no segment can have this name: its positions are not whole blocks, or they or its id have \
+                                no successor"
+                        .to_owned();
                     return Err(JournalError::Damaged {
                         damage: vec![damage_of_file(&path, Some(id), capacity, what)],
                     });
@@ -156,7 +158,7 @@ pub(crate) fn judge(
     on_frame: &mut (dyn FnMut(Recovered) + Send),
 ) -> Result<Judged, JournalError> {
     let report = Report { segments: segments.len(), ..Report::default() };
-    let synced = lives.synced;
+    let synced = whole_blocks(lives.synced);
     let mut walk =
         Walk { segments, lives, pool, on_frame, report, synced, holes: Vec::new(), held: Vec::new() };
     for index in 0..walk.segments.len() {
@@ -169,6 +171,11 @@ pub(crate) fn judge(
         walk.leave_room_for_seals(index)?;
     }
     Ok(Judged { active, synced: walk.synced, report: walk.report })
+}
+
+/// Frames begin and end with blocks, and so do synced positions; one that does not was made up, and must not lead anywhere else.
+pub(crate) fn whole_blocks(position: u64) -> u64 {
+    position - position % BLOCK_BYTES as u64
 }
 
 impl Walk<'_> {
@@ -197,7 +204,7 @@ impl Walk<'_> {
             match item {
                 Item::Frame { offset, header, frame } => {
                     self.holes.extend(hole.take());
-                    self.synced = self.synced.max(header.stamp.synced_before);
+                    self.synced = self.synced.max(whole_blocks(header.stamp.synced_before));
                     at = offset + u64::from(header.frame_bytes);
                     if self.holes.is_empty() {
                         found.end = at;
@@ -243,7 +250,7 @@ impl Walk<'_> {
                 break;
             }
             found.damaged = true;
-            let to = hole.to.min((self.synced - base).next_multiple_of(BLOCK_BYTES as u64));
+            let to = hole.to.min(self.synced - base);
             self.report.damage.push(Damage {
                 path: found.path.clone(),
                 segment: Some(found.identity.id),
@@ -288,7 +295,7 @@ impl Walk<'_> {
             let needed =
                 found.identity.capacity.max(found.end + SEAL_BYTES).next_multiple_of(BLOCK_BYTES as u64);
             found.identity.capacity = needed;
-            if !found.identity.checked_end().is_some_and(|end| end <= next_base) {
+            if found.identity.checked_end().is_none_or(|end| end > next_base) {
                 let what = "there is no room for a seal in front of the next segment".to_owned();
                 let damage = vec![damage_of_file(&found.path, Some(found.identity.id), needed, what)];
                 return Err(JournalError::Damaged { damage });

@@ -147,7 +147,7 @@ impl Bucket {
         if url.kind == StoreKind::Directory {
             return Self::open_dir(host, name, &PathBuf::from(&url.base), options, metrics).await;
         }
-        let cloud = crate::cloud::open(host, &url)?;
+        let cloud = crate::cloud::open(host, &url).await?;
         let backend = Backend::Cloud(cloud.store);
         Ok(Self::with_backend(host, name, &url.prefix, (backend, Some(cloud.wire)), options, metrics))
     }

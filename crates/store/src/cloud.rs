@@ -33,14 +33,15 @@ pub(crate) struct Cloud {
 }
 
 /// Builds the store that `url` names. Asks nothing of it yet.
-pub(crate) fn open(host: &Host, url: &StoreUrl) -> Result<Cloud, StoreError> {
+pub(crate) async fn open(host: &Host, url: &StoreUrl) -> Result<Cloud, StoreError> {
     install_tls();
     let wire = Wire::new(host);
     let connector = Connector::new(wire.clone());
     let client = client_options(host, url)?;
     let store: Arc<dyn ObjectStore> = match url.kind {
         StoreKind::S3 => {
-            Arc::new(s3(host, url, client)?.with_http_connector(connector).build().map_err(wrong)?)
+            let builder = with_profiles(host, url, s3(host, url, client)?).await?;
+            Arc::new(builder.with_http_connector(connector).build().map_err(wrong)?)
         }
         StoreKind::Gcs => Arc::new(gcs(url, client)?.with_http_connector(connector).build().map_err(wrong)?),
         StoreKind::Azure => {
@@ -63,7 +64,7 @@ fn wrong(error: object_store::Error) -> StoreError {
 }
 
 /// rustls takes its cryptography from the process; ring is the one that object_store signs with too.
-fn install_tls() {
+pub(crate) fn install_tls() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // Somebody else's choice is as good.
@@ -75,7 +76,7 @@ fn no_retries() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::ZERO }
 }
 
-fn read_pem(host: &Host, path: &str) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn read_pem(host: &Host, path: &str) -> Result<Vec<u8>, StoreError> {
     host.read_file(std::path::Path::new(path))
         .map_err(|error| StoreError::Config(format!("store: cannot read {path}: {error}")))
 }
@@ -107,6 +108,37 @@ fn client_options(host: &Host, url: &StoreUrl) -> Result<ClientOptions, StoreErr
         options = options.with_proxy_excludes(excludes);
     }
     Ok(options)
+}
+
+/// Where object_store finds no credentials, the SDK's chain looks: profiles, SSO, and at last this machine's role.
+#[cfg(feature = "aws")]
+async fn with_profiles(
+    host: &Host,
+    url: &StoreUrl,
+    builder: AmazonS3Builder,
+) -> Result<AmazonS3Builder, StoreError> {
+    let Some(found) = crate::aws::find(host, url).await? else { return Ok(builder) };
+    let builder = builder.with_credentials(found.credentials);
+    Ok(match found.region {
+        Some(region) => builder.with_region(region),
+        None => builder,
+    })
+}
+
+#[cfg(not(feature = "aws"))]
+#[expect(clippy::unused_async, reason = "as with the feature")]
+async fn with_profiles(
+    _: &Host,
+    url: &StoreUrl,
+    builder: AmazonS3Builder,
+) -> Result<AmazonS3Builder, StoreError> {
+    match url.option("profile") {
+        None => Ok(builder),
+        Some(name) => Err(StoreError::Config(format!(
+            "store URL: profile={name}: this build reads no profiles (it lacks the feature aws). Run eval \"$(aws configure \
+             export-credentials --profile {name} --format env)\" and leave the option out"
+        ))),
+    }
 }
 
 fn s3(host: &Host, url: &StoreUrl, client: ClientOptions) -> Result<AmazonS3Builder, StoreError> {

@@ -66,7 +66,7 @@ pub struct FsckParts {
 pub enum Kind {
     /// The id was never granted, or is forgotten.
     NeverGranted,
-    /// The id expired before any commit.
+    /// The id expired before any commit, so long ago that the deleter should have been there.
     Expired,
     /// The id was deleted.
     Deleted,
@@ -217,13 +217,20 @@ struct Check<'a> {
     summary: Summary,
 }
 
-/// What an id's record says of an object that is in the store.
-fn garbage(record: Option<&ObjectRecord>) -> Option<Kind> {
+/// The deleter's grace, its rounds and a store that was away for some minutes, generously.
+const DELETER_OVERDUE_MS: i64 = 30 * 60_000;
+
+/// What an id's record says of an object that is in the store, at a time in the state machine's milliseconds.
+fn garbage(record: Option<&ObjectRecord>, now_ms: i64) -> Option<Kind> {
     let Some(record) = record else { return Some(Kind::NeverGranted) };
     match ObjectState::try_from(record.state) {
         Ok(ObjectState::Deleted) => Some(Kind::Deleted),
         // No commit ever said where it lies.
-        Ok(ObjectState::Unreferenced) if record.store == StoreId::default() => Some(Kind::Expired),
+        Ok(ObjectState::Unreferenced)
+            if record.store == StoreId::default() && record.since_ms + DELETER_OVERDUE_MS < now_ms =>
+        {
+            Some(Kind::Expired)
+        }
         _ => None,
     }
 }
@@ -268,7 +275,7 @@ impl Check<'_> {
                 continue;
             };
             let record = image.object(object).map(|object| object.record);
-            if let Some(kind) = garbage(record.as_ref()) {
+            if let Some(kind) = garbage(record.as_ref(), image.time_ms()) {
                 self.garbage(kind, object, key, size_bytes).await?;
                 continue;
             }
@@ -303,7 +310,7 @@ impl Check<'_> {
         let mut repaired = false;
         if self.options.repair {
             let image = self.fresh().await?;
-            if garbage(image.object(object).map(|object| &object.record)).is_some() {
+            if garbage(image.object(object).map(|object| &object.record), image.time_ms()).is_some() {
                 match self.parts.bucket.delete(&key).await {
                     Ok(()) => repaired = true,
                     Err(error) => what = format!("{what}; not deleted: {error}"),

@@ -9,6 +9,8 @@
 //! May not know: Kafka's requests, Raft.
 
 mod ahead;
+#[cfg(feature = "aws")]
+pub mod aws;
 mod bucket;
 mod build;
 mod cache;

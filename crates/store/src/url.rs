@@ -85,6 +85,7 @@ const COMMON: &[OptionHelp] = &[
 ];
 const S3: &[OptionHelp] = &[
     option("region", "the bucket's region (AWS_REGION)"),
+    option("profile", "a profile of ~/.aws/config (builds with the feature aws)"),
     option("path_style", "false: the bucket is part of the host name; an endpoint then includes it"),
     option("sse", "encryption at rest: s3, kms, dsse or c"),
     option("kms_key_id", "the key for sse=kms and sse=dsse"),

@@ -54,7 +54,7 @@ fn framed(head: &[u8], payload: &[u8]) -> Vec<u8> {
 }
 
 fn check(snapshot: &[u8]) -> Option<StateMachine> {
-    // A snapshot's head says how many shards there are, up to 65,536, and each has its maps.
+    // A snapshot's head says how many shards there are, up to 16,384, and each has its maps.
     let allowed_bytes = (96 << 20) + 256 * snapshot.len();
     let (restored, peak) = peak_of(|| StateMachine::restore(snapshot));
     assert!(peak <= allowed_bytes, "{peak} bytes for a snapshot of {}", snapshot.len());

@@ -13,7 +13,7 @@ use isobar_client::{
     ProducerConfig, TopicPartition, partition_for_key,
 };
 use isobar_host::Host;
-use isobar_node::node::{Node, NodeOptions};
+use isobar_node::node::{Node, NodeOptions, Store};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -64,6 +64,9 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
     say(&format!("starting a broker with its data in {}", data.display()));
     let mut options = NodeOptions::new(&data);
     options.broker.listen.clone_from(&args.listen);
+    if let Some(url) = &args.store {
+        options.store = Store::Url(url.clone());
+    }
     let started = Instant::now();
     let node = Node::start(&host, options).await?;
     say(&format!(

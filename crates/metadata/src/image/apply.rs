@@ -470,7 +470,8 @@ impl Image {
         self.name_topic(record);
     }
 
-    fn name_topic(&mut self, record: &TopicRecord) {
+    /// Without its partitions.
+    pub(crate) fn name_topic(&mut self, record: &TopicRecord) {
         let settings = TopicSettings::of(&record.configs, self.cluster_defaults().as_deref());
         let topic = Arc::new(Topic { record: record.clone(), settings });
         self.names.insert(record.name.as_str().into(), record.topic_id);

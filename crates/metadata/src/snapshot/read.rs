@@ -9,7 +9,7 @@ use crate::command::FEATURE_LEVEL;
 use crate::effect::EffectKind;
 use crate::error::MetadataError;
 use crate::ids::{ObjectId, PartitionKey};
-use crate::image::{DeletedTopic, Extents, PartitionView};
+use crate::image::{DeletedTopic, Extents, PartitionView, Shard};
 use crate::record::{FORMAT_VERSION, Location, ObjectRecord, StreamRecord, TopicRecord};
 use crate::state::{
     Counters, KEPT_BATCHES, KeptBatch, Lane, ProducerState, StateMachine, fold, is_open, result_len,
@@ -17,6 +17,9 @@ use crate::state::{
 use bytes::Bytes;
 use prost::Message;
 use std::sync::Arc;
+
+/// What a snapshot may ask for before it has shown anything: an empty shard takes about 4 KiB.
+const SHARDS_MAX: u32 = 1 << 14;
 
 impl StateMachine {
     /// The state machine that [`super::Frozen::encode`] wrote.
@@ -44,7 +47,7 @@ impl StateMachine {
             }
         }
         match machine {
-            Some(machine) if ended => Ok(machine),
+            Some(machine) if ended => machine.all_partitions(),
             _ => Err(corrupt("it is cut off")),
         }
     }
@@ -58,7 +61,7 @@ impl StateMachine {
         if found > known {
             return Err(MetadataError::Version { what: "feature level", found, known });
         }
-        if head.format.shards == 0 || head.format.shards > 1 << 16 {
+        if head.format.shards == 0 || head.format.shards > SHARDS_MAX {
             return Err(corrupt(format!("{} shards", head.format.shards)));
         }
         let mut machine = Self::new(head.format);
@@ -121,17 +124,12 @@ impl StateMachine {
 
     fn read_topic(&mut self, record: &TopicRecord) {
         self.folded_names.insert(fold(&record.name), record.topic_id);
-        self.image.effect(&EffectKind::TopicCreated(record.clone()), 0, None);
+        self.image.name_topic(record);
     }
 
     fn read_deleted(&mut self, part: DeletedTopicPart) {
         let (deleted_ms, purge_ms) = (part.deleted_ms, part.purge_ms);
         self.purges.insert((purge_ms, part.record.topic_id));
-        for partition in 0..part.record.partitions {
-            let key = PartitionKey::new(part.record.topic_id, partition);
-            let shard = self.image.shard_of(key) as usize;
-            self.image.shards[shard].deleted.insert(key, Arc::new(PartitionView::new(key, 0)));
-        }
         let topic = DeletedTopic { record: part.record, deleted_ms, purge_ms };
         self.image.deleted.insert(topic.record.topic_id, Arc::new(topic));
     }
@@ -186,12 +184,37 @@ impl StateMachine {
     }
 
     fn read_partition(&mut self, part: PartitionPart) -> Result<(), MetadataError> {
-        let view = self.view_mut(PartitionKey::new(part.topic_id, part.partition))?;
+        let key = PartitionKey::new(part.topic_id, part.partition);
+        let mut view = PartitionView::new(key, 0);
         view.log_start = part.log_start;
         view.high_watermark = part.high_watermark;
         view.last_stable_offset = part.last_stable_offset;
         view.epochs = part.epochs.into();
+        let among = |partitions: i32| (0..partitions).contains(&key.partition);
+        let shard = self.image.shard_of(key) as usize;
+        let shard = &mut self.image.shards[shard];
+        if self.image.topics.get(&key.topic_id).is_some_and(|topic| among(topic.partitions)) {
+            shard.partitions.insert(key, Arc::new(view));
+        } else if self.image.deleted.get(&key.topic_id).is_some_and(|topic| among(topic.record.partitions)) {
+            shard.deleted.insert(key, Arc::new(view));
+        } else {
+            return Err(corrupt(format!("{key:?} has no topic")));
+        }
         Ok(())
+    }
+
+    /// Each partition has come as a part of its own, so that no number in a topic's record makes us take memory for it.
+    fn all_partitions(self) -> Result<Self, MetadataError> {
+        let image = &self.image;
+        let told = |partitions: i32| u64::from(partitions.max(0).unsigned_abs());
+        let live: u64 = image.topics.values().map(|topic| told(topic.partitions)).sum();
+        let deleted: u64 = image.deleted.values().map(|topic| told(topic.record.partitions)).sum();
+        let found = |count: fn(&Shard) -> usize| image.shards.iter().map(count).sum::<usize>() as u64;
+        if (live, deleted) == (found(|shard| shard.partitions.len()), found(|shard| shard.deleted.len())) {
+            Ok(self)
+        } else {
+            Err(corrupt("a topic lacks partitions"))
+        }
     }
 
     fn read_extents(&mut self, part: ExtentsPart) -> Result<(), MetadataError> {

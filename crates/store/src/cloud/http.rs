@@ -33,6 +33,12 @@ fn note(change: impl FnOnce(&mut Exchange)) {
     let _ = EXCHANGE.try_with(|exchange| change(&mut exchange.lock()));
 }
 
+/// Credentials were asked for elsewhere than through these clients, in vain.
+#[cfg(feature = "aws")]
+pub(crate) fn no_credentials(why: &str) {
+    note(|exchange| exchange.credentials = Some((None, why.to_owned())));
+}
+
 const NO_SKEW: i64 = i64::MIN;
 
 /// What all clients of one store know together.
