@@ -63,7 +63,8 @@ pub enum RecoverError {
     /// Objects that the state refers to are not there.
     #[error(
         "{missing} of {checked} objects that the recovered cluster needs are not in the store, the first ones: {examples}. \
-             Is it the right bucket and prefix, and all of it? Nothing was changed"
+             Is it the right bucket and prefix, and all of it? Nothing was changed{}",
+        stepped_over(.notes)
     )]
     Missing {
         /// How many.
@@ -72,6 +73,8 @@ pub enum RecoverError {
         checked: usize,
         /// Some of their keys.
         examples: String,
+        /// What was stepped over in the archive before: without it the state would be a later one.
+        notes: Vec<String>,
     },
     /// Somebody else claimed the incarnation at the same moment.
     #[error(
@@ -99,6 +102,10 @@ pub enum RecoverError {
     /// The node's own files.
     #[error(transparent)]
     Node(#[from] node::NodeError),
+}
+
+fn stepped_over(notes: &[String]) -> String {
+    if notes.is_empty() { String::new() } else { format!(". The archive is not whole: {}", notes.join("; ")) }
 }
 
 /// What lies in a store, and what a recovery would make of it.
@@ -329,7 +336,7 @@ impl Source {
         });
         let partitions = partitions.collect();
         let groups = image.groups().count();
-        let (objects, checked) = self.check_objects(&state, options.check_every_object).await?;
+        let (objects, checked) = self.check_objects(&state, options.check_every_object, &notes).await?;
         let found = Found {
             cluster_id: self.cluster_id.clone(),
             node_id: history.node_id,
@@ -350,7 +357,12 @@ impl Source {
     }
 
     /// Looks for the objects that extents refer to. Gives how many there are, and how many were looked for.
-    async fn check_objects(&self, state: &StateMachine, all: bool) -> Result<(usize, usize), RecoverError> {
+    async fn check_objects(
+        &self,
+        state: &StateMachine,
+        all: bool,
+        notes: &[String],
+    ) -> Result<(usize, usize), RecoverError> {
         let objects = history::objects_of(state.view());
         let step = if all { 1 } else { objects.len().div_ceil(SAMPLE).max(1) };
         let wanted: Vec<_> = objects.iter().step_by(step).copied().collect();
@@ -367,7 +379,8 @@ impl Source {
         }
         missing.sort();
         let examples = missing.iter().take(EXAMPLES).cloned().collect::<Vec<_>>().join(", ");
-        Err(RecoverError::Missing { missing: missing.len(), checked: wanted.len(), examples })
+        let notes = notes.to_vec();
+        Err(RecoverError::Missing { missing: missing.len(), checked: wanted.len(), examples, notes })
     }
 }
 

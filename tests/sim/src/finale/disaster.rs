@@ -76,6 +76,7 @@ impl Driver {
         self.new_clients();
         self.calm();
         let events = self.recorder.since(began_ns);
+        let ever = judge::commits(&self.recorder.since(0));
         self.recover(complete)?;
         let again_ns = self.recorder.stamp();
         self.up()?;
@@ -85,7 +86,7 @@ impl Driver {
         if new.is_none_or(|id| finale.contents.producers.contains(&id)) {
             self.recorder.problem(format!("a recovered cluster gave the producer id {new:?} a second time"));
         }
-        let verdict = judge::recovered(&finale.known, &events, &survey, complete);
+        let verdict = judge::recovered(&finale.known, &events, &ever, &survey, complete);
         for what in verdict.wrong {
             self.recorder.problem(format!("after a recovery: {what}"));
         }
@@ -185,6 +186,7 @@ impl Driver {
     ) -> Done {
         self.new_clients();
         let events = self.recorder.since(began_ns);
+        let ever = judge::commits(&self.recorder.since(0));
         self.new_machine();
         self.lenient = true;
         if let Some(why) = self.recover_once(false)? {
@@ -199,7 +201,7 @@ impl Driver {
         self.lenient = false;
         self.starts()?;
         let survey = self.survey()?;
-        let verdict = judge::recovered(&finale.known, &events, &survey, false);
+        let verdict = judge::recovered(&finale.known, &events, &ever, &survey, false);
         for wrong in verdict.wrong {
             self.recorder.problem(format!("{what} was flipped, and after a recovery: {wrong}"));
         }
@@ -231,7 +233,7 @@ impl Driver {
         if self.plan.node.store_inside {
             let objects = self.disk.files().into_keys().filter(|path| path.starts_with(INSIDE));
             for path in objects {
-                let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
+                let dir = path.parent().unwrap_or_else(|| Path::new("/")).to_owned();
                 let copied = self.disk.read(&path).and_then(|bytes| {
                     disk.create_dir_all(&dir)?;
                     disk.write_durable(&path, &bytes)

@@ -75,8 +75,23 @@ pub(super) struct Verdict {
     pub lacking: u64,
 }
 
-/// Whether `after` is one cut through what was: `before`, and what the clients heard since.
-pub(super) fn recovered(before: &Survey, events: &[Event], after: &Survey, complete: bool) -> Verdict {
+/// Everything that some client has ever asked to be committed.
+pub(super) fn commits(events: &[Event]) -> Commits {
+    Heard::of(events).commits.into_values().map(|(key, offset, _)| (key, offset)).collect()
+}
+
+/// Group and partition, offset.
+pub(super) type Commits = BTreeSet<((String, TopicPartition), i64)>;
+
+/// Whether `after` is one cut through what was: `before`, and what the clients heard since. `ever`: of all the time, for a cut
+/// may lie before `before`.
+pub(super) fn recovered(
+    before: &Survey,
+    events: &[Event],
+    ever: &Commits,
+    after: &Survey,
+    complete: bool,
+) -> Verdict {
     let heard = Heard::of(events);
     let mut verdict = Verdict { wrong: after.errors.clone(), lacking: 0 };
     let wrong = &mut verdict.wrong;
@@ -133,7 +148,7 @@ pub(super) fn recovered(before: &Survey, events: &[Event], after: &Survey, compl
             }
         }
     }
-    groups(before, &heard, after, &mut cut, &mut verdict);
+    groups(before, &heard, ever, after, &mut cut, &mut verdict);
     let wrong = &mut verdict.wrong;
     if let (Some((began, inside)), Some((known, outside))) = (&cut.last_in, &cut.first_out)
         && began > known
@@ -173,26 +188,29 @@ fn same_prefix(at: &TopicPartition, old: &Log, new: &Log, wrong: &mut Vec<String
 }
 
 fn dense(at: &TopicPartition, log: &Log, wrong: &mut Vec<String>) {
-    let mut next = log.start;
-    for read in log.records() {
+    for (next, read) in (log.start..).zip(log.records()) {
         if read.0 != next {
-            wrong.push(format!("{at} has offset {} after {next}", read.0));
+            wrong.push(format!("{at} has offset {} in place of {next}", read.0));
             return;
         }
-        next += 1;
     }
 }
 
-fn groups(before: &Survey, heard: &Heard, after: &Survey, cut: &mut Cut, verdict: &mut Verdict) {
+fn groups(
+    before: &Survey,
+    heard: &Heard,
+    ever: &Commits,
+    after: &Survey,
+    cut: &mut Cut,
+    verdict: &mut Verdict,
+) {
     for ((group, at), offset) in &after.offsets {
         let end = after.logs.get(at).map_or(0, |log| log.end);
         if *offset > end {
             verdict.wrong.push(format!("group {group} has committed {offset} of {at}, which ends at {end}"));
         }
         let key = (group.clone(), at.clone());
-        let known = before.offsets.get(&key) == Some(offset)
-            || heard.commits.values().any(|(of, value, _)| *of == key && value == offset);
-        if !known {
+        if before.offsets.get(&key) != Some(offset) && !ever.contains(&(key, *offset)) {
             verdict.wrong.push(format!("group {group} has committed {offset} of {at}, which nobody did"));
         }
     }
@@ -303,7 +321,8 @@ mod tests {
     }
 
     fn judged(counts: &[u64], offset: i64, complete: bool) -> Vec<String> {
-        recovered(&survey(&[3, 3], 3), &events(3, 9), &survey(counts, offset), complete).wrong
+        let events = events(3, 9);
+        recovered(&survey(&[3, 3], 3), &events, &commits(&events), &survey(counts, offset), complete).wrong
     }
 
     #[test]
@@ -338,10 +357,9 @@ mod tests {
         for change in change {
             let mut after = survey(&[9, 9], 9);
             change(after.logs.get_mut(&at(1)).unwrap());
-            assert_ne!(
-                recovered(&survey(&[3, 3], 3), &events(3, 9), &after, false).wrong,
-                Vec::<String>::new()
-            );
+            let events = events(3, 9);
+            let verdict = recovered(&survey(&[3, 3], 3), &events, &commits(&events), &after, false);
+            assert_ne!(verdict.wrong, Vec::<String>::new());
         }
     }
 
