@@ -237,7 +237,7 @@ fn told(path: &Path, written: std::io::Result<()>) {
 
 /// The same seeds on the same code do the same.
 fn this_binary() -> String {
-    let bytes = std::env::current_exe().and_then(|path| std::fs::read(path)).unwrap_or_default();
+    let bytes = std::env::current_exe().and_then(std::fs::read).unwrap_or_default();
     format!("{:08x}-{}", crc32c::crc32c(&bytes), bytes.len())
 }
 
