@@ -117,7 +117,7 @@ async fn with_profiles(
     url: &StoreUrl,
     builder: AmazonS3Builder,
 ) -> Result<AmazonS3Builder, StoreError> {
-    let Some(found) = crate::aws::find(host, url).await? else { return Ok(builder) };
+    let Some(found) = Box::pin(crate::aws::find(host, url)).await? else { return Ok(builder) };
     let builder = builder.with_credentials(found.credentials);
     Ok(match found.region {
         Some(region) => builder.with_region(region),

@@ -193,9 +193,9 @@ fn judge(name: &'static str, rules: &[LifecycleRule], prefix: &str) -> Setting {
     let mut aborts = false;
     for rule in rules.iter().filter(|rule| *rule.status() == ExpirationStatus::Enabled) {
         let filter = rule.filter();
-        let by_filter = filter.and_then(|filter| filter.prefix().or(filter.and()?.prefix()));
+        let by_filter = filter.and_then(|filter| filter.prefix().or_else(|| filter.and()?.prefix()));
         #[expect(deprecated, reason = "older buckets have it")]
-        let limited_to = by_filter.or(rule.prefix()).unwrap_or_default();
+        let limited_to = by_filter.or_else(|| rule.prefix()).unwrap_or_default();
         if !touches(limited_to, prefix) {
             continue;
         }
