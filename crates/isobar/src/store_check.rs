@@ -31,8 +31,9 @@ pub(crate) async fn run(command: StoreCommand) -> Result<(), Failure> {
 
 #[cfg(feature = "aws")]
 async fn make(url: &str) -> Result<(), Failure> {
+    let done = isobar_store::aws::make_bucket(&Host::real(), url).await?;
     let mut out = std::io::stdout().lock();
-    for line in isobar_store::aws::make_bucket(&Host::real(), url).await? {
+    for line in done {
         writeln!(out, "{line}")?;
     }
     Ok(out.flush()?)
