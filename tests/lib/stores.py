@@ -19,6 +19,7 @@ import os
 import pathlib
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -34,12 +35,12 @@ from broker import die_with_parent, free_ports  # noqa: E402
 LIB = pathlib.Path(__file__).resolve().parent
 
 
-def open_retrying(request):
-    """A server that has just begun to listen may not be able to answer yet."""
+def open_retrying(request, tls=None):
+    """Body and headers. A server that has just begun to listen may not be able to answer yet."""
     for attempt in range(50):
         try:
-            with urllib.request.urlopen(request, timeout=10) as answered:
-                return answered.read()
+            with urllib.request.urlopen(request, timeout=10, context=tls) as answered:
+                return answered.read(), answered.headers
         except (ConnectionError, urllib.error.URLError) as error:
             if attempt == 49 or (isinstance(error, urllib.error.HTTPError) and error.code != 503):
                 raise
@@ -52,10 +53,28 @@ def texts(xml_text, item, *names):
         yield [found.findtext("/".join(f"{{*}}{part}" for part in name.split("/"))) for name in names]
 
 
+def make_ca(directory):
+    """Makes a CA, and `public.crt` and `private.key` for 127.0.0.1; the path of the CA's certificate."""
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n"
+    (directory / "names").write_text(names)
+    signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "2"]
+    for command in [
+        ["req", "-x509", *new, "-days", "2", "-subj", "/CN=CA of a test", "-keyout", "ca.key", "-out", "ca.pem"],
+        ["req", *new, "-subj", "/CN=127.0.0.1", "-keyout", "private.key", "-out", "request.pem"],
+        ["x509", "-req", "-in", "request.pem", *signed, "-out", "public.crt"],
+    ]:
+        subprocess.run(["openssl", *command], cwd=directory, check=True, capture_output=True)
+    return str(directory / "ca.pem")
+
+
 class Store:
     scheme = "s3"
     # Whether the process may be killed without losing what it has answered for.
     may_be_killed = True
+
+    # A CA's certificate, where it is served over TLS.
+    ca_file = None
 
     def __init__(self, directory=None, args=()):
         self.own = directory is None
@@ -93,8 +112,12 @@ class Store:
     def address(self):
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def http(self):
+        return "https" if self.ca_file else "http"
+
     def url(self, bucket, prefix="", address=None, **options):
-        options = {"endpoint": f"http://{address or self.address}"} | options
+        options = {"endpoint": f"{self.http}://{address or self.address}"} | options
         return f"{self.scheme}://{bucket}/{prefix}?{urllib.parse.urlencode(options)}"
 
     def __enter__(self):
@@ -126,12 +149,21 @@ class S3(Store):
                 return found
             more = {"continuation-token": token}
 
-    def request(self, method, path, body=b"", query=None):
-        """One signed request (AWS signature version 4)."""
+    def head(self, bucket, key, headers=None):
+        return self.exchange("HEAD", f"/{bucket}/{key}", headers=headers)[1]
+
+    def request(self, method, path, body=b"", query=None, headers=None):
+        return self.exchange(method, path, body, query, headers)[0]
+
+    def exchange(self, method, path, body=b"", query=None, headers=None):
+        """One signed request (AWS signature version 4); body and headers of the answer."""
         query = urllib.parse.urlencode(sorted((query or {}).items()), quote_via=urllib.parse.quote, safe="-_.~")
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         digest = hashlib.sha256(body).hexdigest()
-        fields = {"host": self.address, "x-amz-content-sha256": digest, "x-amz-date": now}
+        # Some requests must have it.
+        md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
+        fields = {"content-md5": md5, "host": self.address, "x-amz-content-sha256": digest, "x-amz-date": now}
+        fields = dict(sorted((fields | (headers or {})).items()))
         names = ";".join(fields)
         canonical = "\n".join([method, path, query, *(f"{k}:{v}" for k, v in fields.items()), "", names, digest])
         scope = f"{now[:8]}/us-east-1/s3/aws4_request"
@@ -142,8 +174,9 @@ class S3(Store):
         fields["Authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={self.key}/{scope}, SignedHeaders={names}, Signature={mac.hex()}"
         )
-        request = urllib.request.Request(f"http://{self.address}{path}?{query}", data=body, method=method, headers=fields)
-        return open_retrying(request)
+        url = f"{self.http}://{self.address}{path}?{query}"
+        request = urllib.request.Request(url, data=body, method=method, headers=fields)
+        return open_retrying(request, ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None)
 
 
 class Versitygw(S3):
@@ -156,13 +189,24 @@ class Versitygw(S3):
 
 
 class Minio(S3):
+    """tls: a directory in which a CA and its certificate for the server are made. kms: MinIO's own key store, which holds the key
+    of this name."""
+
+    def __init__(self, directory=None, args=(), tls=None, kms=None):
+        self.kms = kms
+        if tls is not None:
+            self.ca_file = make_ca(pathlib.Path(tls))
+            args = [*args, "--certs-dir", str(tls)]
+        super().__init__(directory, args)
+
     def server_env(self):
         # Without the last a rename that was answered for may be lost with the power.
-        return {"MINIO_ROOT_USER": self.key, "MINIO_ROOT_PASSWORD": self.secret, "MINIO_FS_OSYNC": "on"}
+        env = {"MINIO_ROOT_USER": self.key, "MINIO_ROOT_PASSWORD": self.secret, "MINIO_FS_OSYNC": "on"}
+        return env | ({"MINIO_KMS_SECRET_KEY": f"{self.kms}:{base64.b64encode(bytes(32)).decode()}"} if self.kms else {})
 
     def command(self):
         return [os.environ["MINIO"], "server", "--quiet", "--address", self.address] + [
-            "--console-address", f"127.0.0.1:{free_ports(1)[0]}", str(self.data)
+            "--console-address", f"127.0.0.1:{free_ports(1)[0]}", *self.args, str(self.data)
         ]
 
 
@@ -216,7 +260,7 @@ class Azurite(Store):
                 "Content-Length": "0",
             },
         )
-        return open_retrying(request)
+        return open_retrying(request)[0]
 
     def sas(self, expiry, permissions="rwdlac"):
         """An account SAS that ends at `expiry` (seconds since 1970)."""

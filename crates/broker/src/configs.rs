@@ -206,6 +206,7 @@ fn fixed_value(options: &Options, name: &str) -> Option<String> {
         "group.max.size" => options.group_max_size.to_string(),
         "group.min.session.timeout.ms" => options.group_min_session_timeout_ms.to_string(),
         "listeners" => format!("PLAINTEXT://{}", options.listen),
+        "log.retention.check.interval.ms" => options.log_retention_check_interval_ms.to_string(),
         "max.connections" => options.max_connections.to_string(),
         "max.incremental.fetch.session.cache.slots" => options.fetch_session_slots.to_string(),
         "num.partitions" => options.num_partitions.to_string(),

@@ -35,6 +35,8 @@ pub struct Options {
     pub offset_metadata_max_bytes: usize,
     /// `offsets.retention.minutes`.
     pub offsets_retention_minutes: u64,
+    /// `log.retention.check.interval.ms`: how often log starts are moved and deleted topics end.
+    pub log_retention_check_interval_ms: u64,
     /// `fetch.max.bytes` of the broker: the most that one Fetch response carries.
     pub fetch_max_bytes: usize,
     /// `max.incremental.fetch.session.cache.slots` (KIP-227).
@@ -70,6 +72,7 @@ impl Default for Options {
             group_max_size: i32::MAX as usize,
             offset_metadata_max_bytes: 4_096,
             offsets_retention_minutes: 10_080,
+            log_retention_check_interval_ms: 300_000,
             fetch_max_bytes: 55 << 20,
             fetch_session_slots: 1_000,
             lane_max_bytes: 64 << 20,

@@ -1,6 +1,7 @@
 //! The background jobs of a node's store: retention, compaction, index objects.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use isobar_host::Host;
 use isobar_metadata::StoreId;
@@ -9,11 +10,9 @@ use isobar_store::{
     RetainerOptions, RetainerParts,
 };
 
-/// Settings of the jobs.
+/// Settings of the jobs that have no name in Kafka.
 #[derive(Debug, Clone, Default)]
 pub struct JobOptions {
-    /// When log starts move, and deleted topics end.
-    pub retention: RetainerOptions,
     /// When objects are merged.
     pub compaction: CompactorOptions,
     /// When extents leave metadata's memory.
@@ -34,6 +33,7 @@ impl Jobs {
         bucket: &Bucket,
         proposer: &Arc<dyn Proposer>,
         index: IndexReader,
+        retention_interval: Duration,
         options: &JobOptions,
     ) -> Self {
         let parts = RetainerParts {
@@ -46,7 +46,7 @@ impl Jobs {
         let compaction = CompactorOptions { store, ..options.compaction.clone() };
         let indexing = IndexerOptions { store, ..options.index.clone() };
         Self {
-            retainer: Retainer::start(parts, options.retention.clone()),
+            retainer: Retainer::start(parts, RetainerOptions { interval: retention_interval }),
             compactor: Compactor::start(host, jobs.clone(), Arc::clone(proposer), compaction),
             indexer: Indexer::start(host, jobs, Arc::clone(proposer), indexing),
         }

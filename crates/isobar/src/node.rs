@@ -97,6 +97,8 @@ pub struct NodeOptions {
     pub upload_interval: Duration,
     /// As many waiting bytes start an upload sooner.
     pub upload_trigger_bytes: u64,
+    /// How long a granted object id may wait for its commit: the id of an upload that died is garbage after it.
+    pub upload_deadline: Duration,
     /// Journal segments of WAL and Raft log; small ones make rotation frequent.
     pub segment_bytes: Option<u64>,
     /// Bytes of disk for chunks that are not uploaded yet; at this bound producers are held up.
@@ -116,7 +118,7 @@ pub struct NodeOptions {
     pub archive: ArchiveOptions,
     /// When objects that nothing refers to are deleted.
     pub deleter: DeleterOptions,
-    /// Retention, compaction, index objects.
+    /// Compaction, index objects.
     pub jobs: JobOptions,
 }
 
@@ -130,6 +132,7 @@ impl NodeOptions {
             broker: Options::default(),
             upload_interval: Duration::from_secs(3),
             upload_trigger_bytes: 16 << 20,
+            upload_deadline: Duration::from_secs(600),
             segment_bytes: None,
             wal_max_disk_bytes: ReplicaOptions::default().max_disk_bytes,
             tail_bytes: 128 << 20,
@@ -236,7 +239,7 @@ impl Node {
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
         let verifying = verify_bucket(host, &options, &bucket, &quorum, known.as_ref()).await?;
-        let guard = claim(host, &quorum, &bucket).await?;
+        let guard = claim(host, &quorum, &bucket, verifying.is_none()).await?;
         let archive = StoreArchive { host: host.clone(), bucket: bucket.clone(), guard: Some(guard.clone()) };
         let archiver = quorum.archive(Arc::new(archive), options.archive.clone());
         let memory = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
@@ -273,7 +276,9 @@ impl Node {
         let proposer: Arc<dyn Proposer> = Arc::new(broker.proposer());
         let _ =
             uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
-        let jobs = Jobs::start(host, STORE, &bucket, &proposer, index.clone(), &options.jobs);
+        let retention_interval = Duration::from_millis(options.broker.log_retention_check_interval_ms);
+        let jobs =
+            Jobs::start(host, STORE, &bucket, &proposer, index.clone(), retention_interval, &options.jobs);
         let deleter =
             Deleter::start(host, bucket.clone(), Some(guard), Arc::clone(&proposer), options.deleter.clone());
         let fsck = FsckParts { host: host.clone(), bucket, proposer, index };
@@ -405,11 +410,19 @@ fn refuse_half_recovered(host: &Host, data: &Path) -> Result<(), NodeError> {
 }
 
 /// The guard of this node's incarnation. An answer that another has it ends the start; no answer in time does not: a store
-/// that is down stops nobody.
-async fn claim(host: &Host, quorum: &Quorum, bucket: &Bucket) -> Result<ClaimGuard, NodeError> {
+/// that is down stops nobody, and one that has just been silent is not asked again.
+async fn claim(
+    host: &Host,
+    quorum: &Quorum,
+    bucket: &Bucket,
+    store_answers: bool,
+) -> Result<ClaimGuard, NodeError> {
     let (image, _) = quorum.subscribe();
     let cluster_id = &quorum.cluster().cluster_id;
     let guard = ClaimGuard::new(bucket.clone(), cluster_id, image.incarnation(), quorum.incarnation());
+    if !store_answers {
+        return Ok(guard);
+    }
     match tokio::time::timeout(CLAIM_PATIENCE, guard.check(host.now_ms())).await {
         Ok(Err(ClaimError::Lost(why))) => return Err(NodeError::Refused(why)),
         Ok(Err(ClaimError::Store(error))) => {
@@ -610,6 +623,7 @@ fn start_uploader(
         store: STORE,
         interval: options.upload_interval,
         trigger_bytes: options.upload_trigger_bytes,
+        grant_lifetime: options.upload_deadline,
         ..UploaderOptions::default()
     };
     Uploader::start(parts, settings)

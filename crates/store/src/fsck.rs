@@ -4,7 +4,7 @@
 //!
 //! What it finds
 //! - *garbage*: objects whose id was never granted (or is forgotten), expired before any commit, or is deleted and came back with a
-//!   late PUT; and *foreign* names, which it never touches;
+//!   late PUT; what a *probe* of the store left; and *foreign* names, which it never touches;
 //! - *missing* and *short* objects that extents point at, with the offsets that are lost;
 //! - with `deep`: *damaged* ones, by reading every byte that has a CRC, and those in which metadata's extents do not lie
 //!   (*mismatch*).
@@ -14,7 +14,7 @@
 //!    then, so what this image does not know was never granted or is long forgotten. An object that is missing or wrong is looked at
 //!    again with an image from behind another barrier, and counts only if that still names it.
 //! 2. Repair deletes an object only if an image from behind a barrier of its own still says that its id is unknown, deleted, or
-//!    expired before any commit. An id leaves none of these states.
+//!    expired before any commit. An id leaves none of these states. Of probes it deletes what is older than any probe takes.
 //! 3. Memory: the listing of one spread, extents of the image (with `deep`), one window of an object.
 
 mod deep;
@@ -32,7 +32,7 @@ use crate::bucket::ListedObject;
 use crate::cluster::Proposer;
 use crate::format::{object_key, parse_object_key};
 use crate::index::IndexReader;
-use crate::{Bucket, StoreError};
+use crate::{Bucket, StoreError, probe};
 
 /// Extents that a finding names.
 const LOST_SHOWN: usize = 5;
@@ -70,6 +70,8 @@ pub enum Kind {
     Expired,
     /// The id was deleted.
     Deleted,
+    /// Left by a probe that was killed.
+    Probe,
     /// No name of ours.
     Foreign,
     /// Extents point at it, and it is not there.
@@ -91,6 +93,7 @@ impl Kind {
             Self::NeverGranted => "never_granted",
             Self::Expired => "expired",
             Self::Deleted => "deleted",
+            Self::Probe => "probe",
             Self::Foreign => "foreign",
             Self::Missing => "missing",
             Self::Short => "short",
@@ -200,6 +203,7 @@ pub async fn fsck(
         let listed = parts.bucket.list_sized(&format!("data/{spread:02x}")).await?;
         check.listed(listed, &mut present).await?;
     }
+    check.probes().await?;
     let image = check.fresh().await?;
     check.referenced(&image, &present).await?;
     if options.deep {
@@ -219,6 +223,9 @@ struct Check<'a> {
 
 /// The deleter's grace, its rounds and a store that was away for some minutes, generously.
 const DELETER_OVERDUE_MS: i64 = 30 * 60_000;
+
+/// Longer than a probe takes, and than clocks differ.
+const PROBE_OVER_MS: i64 = 60 * 60_000;
 
 /// What an id's record says of an object that is in the store, at a time in the state machine's milliseconds.
 fn garbage(record: Option<&ObjectRecord>, now_ms: i64) -> Option<Kind> {
@@ -318,6 +325,29 @@ impl Check<'_> {
             }
         }
         self.found(Finding { repaired, ..plain(kind, key, size_bytes, what) }).await
+    }
+
+    async fn probes(&mut self) -> Result<(), FsckError> {
+        for ListedObject { key, size_bytes } in probe::leftovers(&self.parts.bucket).await? {
+            let Some(began_ms) = probe::began_ms(&key) else {
+                let what = "no name that Isobar gives; left alone".to_owned();
+                self.found(plain(Kind::Foreign, key, size_bytes, what)).await?;
+                continue;
+            };
+            if began_ms.saturating_add(PROBE_OVER_MS) > self.parts.host.now_ms() {
+                continue;
+            }
+            let mut what = "left by a first start or a `store check` that was killed".to_owned();
+            let mut repaired = false;
+            if self.options.repair {
+                match self.parts.bucket.delete(&key).await {
+                    Ok(()) => repaired = true,
+                    Err(error) => what = format!("{what}; not deleted: {error}"),
+                }
+            }
+            self.found(Finding { repaired, ..plain(Kind::Probe, key, size_bytes, what) }).await?;
+        }
+        Ok(())
     }
 
     /// Judges what metadata refers to.

@@ -4,7 +4,8 @@
 //! one wins and all others are told. It must be *raced*: there are stores that refuse a second create politely and
 //! let two through when they come together, and stores that ignore the precondition.
 //!
-//! Everything is written below `probe/<random>/` and deleted at the end, as far as the store lets us.
+//! Everything is written as `probe/<wall clock, ms>-<random>-<what>` and deleted at the end, as far as the store lets us. What a
+//! killed one leaves, `fsck` finds by the time in its name.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::StoreError;
-use crate::bucket::{Bucket, Created};
+use crate::bucket::{Bucket, Created, ListedObject};
 
 /// Creates that race for one key.
 const RACERS: usize = 16;
@@ -58,10 +59,24 @@ impl ProbeStep {
     }
 }
 
+/// Where probes write.
+const DIR: &str = "probe";
+
+/// When the probe that wrote this key began, by its writer's clock.
+pub(crate) fn began_ms(key: &str) -> Option<i64> {
+    key.strip_prefix(DIR)?.strip_prefix('/')?.split_once('-')?.0.parse().ok()
+}
+
+/// What probes left: keys and lengths.
+pub(crate) async fn leftovers(bucket: &Bucket) -> Result<Vec<ListedObject>, StoreError> {
+    bucket.list_sized(DIR).await
+}
+
 /// The probe of one store.
 pub struct Probe {
     bucket: Bucket,
-    dir: String,
+    /// What its keys begin with.
+    name: String,
     body: Bytes,
     race_rounds: usize,
     /// What may be there and must go.
@@ -71,7 +86,7 @@ pub struct Probe {
 impl Probe {
     /// `race_rounds`: races of the creates.
     pub fn new(bucket: &Bucket, race_rounds: usize) -> Self {
-        let dir = format!("probe/{:016x}", bucket.host().random_u64());
+        let name = format!("{DIR}/{}-{:016x}", bucket.host().now_ms(), bucket.host().random_u64());
         // Not compressible, not periodic, and no multiple of anything.
         let mut state = bucket.host().random_u64() | 1;
         let body: Vec<u8> = (0..70_001)
@@ -80,7 +95,7 @@ impl Probe {
                 (state >> 56) as u8
             })
             .collect();
-        Self { bucket: bucket.clone(), dir, body: Bytes::from(body), race_rounds, written: Vec::new() }
+        Self { bucket: bucket.clone(), name, body: Bytes::from(body), race_rounds, written: Vec::new() }
     }
 
     /// All steps; the first that fails is the answer. Cleans up in either case.
@@ -99,7 +114,7 @@ impl Probe {
     /// One step; what it found in a few words.
     pub async fn step(&mut self, step: ProbeStep) -> Result<String, StoreError> {
         match step {
-            ProbeStep::List => self.bucket.list(&self.dir).await.map(|_| String::new()),
+            ProbeStep::List => self.bucket.list(DIR).await.map(|_| String::new()),
             ProbeStep::Put => self.put().await,
             ProbeStep::ReadBack => self.read_back().await,
             ProbeStep::Ranges => self.ranges().await,
@@ -110,7 +125,7 @@ impl Probe {
     }
 
     fn object(&self) -> String {
-        format!("{}/object", self.dir)
+        format!("{}-object", self.name)
     }
 
     async fn put(&mut self) -> Result<String, StoreError> {
@@ -152,7 +167,8 @@ impl Probe {
     }
 
     async fn list_after_write(&self) -> Result<String, StoreError> {
-        let listed = self.bucket.list(&self.dir).await?;
+        let mut listed = self.bucket.list(DIR).await?;
+        listed.retain(|key| key.starts_with(&self.name));
         if listed == [self.object()] {
             Ok(String::new())
         } else {
@@ -163,7 +179,7 @@ impl Probe {
     async fn race(&mut self) -> Result<String, StoreError> {
         let (mut decided, mut open) = (0, 0);
         while decided < self.race_rounds {
-            let key = format!("{}/race-{}", self.dir, decided + open);
+            let key = format!("{}-race-{}", self.name, decided + open);
             self.written.push(key.clone());
             match self.race_once(&key).await? {
                 None => decided += 1,
@@ -234,7 +250,7 @@ impl Probe {
         let body: Bytes = self.body.iter().copied().cycle().take(size).collect();
         let (mut put, mut get) = (Vec::new(), Vec::new());
         for number in 0..count {
-            let key = format!("{}/latency-{size}-{number}", self.dir);
+            let key = format!("{}-latency-{size}-{number}", self.name);
             self.written.push(key.clone());
             let begun = Instant::now();
             self.bucket.put(&key, vec![body.clone()]).await?;

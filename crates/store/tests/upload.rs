@@ -698,6 +698,11 @@ fn fsck_tells_what_is_wrong() {
         let stray = isobar_store::format::object_key(isobar_metadata::ObjectId(1 << 40));
         bucket.put(&stray, vec![Bytes::from_static(b"stray")]).await.unwrap();
         bucket.put("data/07/readme.txt", vec![Bytes::from_static(b"hello")]).await.unwrap();
+        let now_ms = node.host.now_ms();
+        let probe = |ms: i64| format!("probe/{ms}-0123456789abcdef-object");
+        for began_ms in [now_ms - 7_200_000, now_ms] {
+            bucket.put(&probe(began_ms), vec![Bytes::from_static(b"probe")]).await.unwrap();
+        }
         for repair in [true, false] {
             let found = findings(&node, repair).await;
             let mut expected = vec![
@@ -708,11 +713,13 @@ fn fsck_tells_what_is_wrong() {
             ];
             if repair {
                 expected.push((Kind::NeverGranted, stray.clone(), true));
+                expected.push((Kind::Probe, probe(now_ms - 7_200_000), true));
             }
             expected.sort();
             assert_eq!(found, expected);
         }
         assert!(bucket.size(&stray).await.is_err());
+        assert!(bucket.size(&probe(now_ms)).await.is_ok());
         assert!(bucket.size("data/07/readme.txt").await.is_ok());
         *tell.lock() = true;
     });

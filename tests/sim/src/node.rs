@@ -12,7 +12,7 @@ use isobar_node::{RecoverOptions, Recovered, recover};
 use isobar_raft::archive::{ArchiveOptions, Status};
 use isobar_store::fsck::{Finding, FsckOptions, Line, Summary, fsck};
 use isobar_store::{
-    CompactorOptions, DeleterOptions, IndexerOptions, RetainerOptions, compact_plan, index_plan,
+    CompactorOptions, DeleterOptions, IndexerOptions, compact_plan, index_plan,
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -101,6 +101,7 @@ pub(crate) fn options(plan: &NodePlan, store: Option<Store>) -> NodeOptions {
             chunk_target_bytes: plan.chunk_target_bytes,
             object_target_bytes: plan.chunk_target_bytes,
             object_linger_ms: plan.object_linger_ms,
+            log_retention_check_interval_ms: 1_000,
             ..Options::default()
         },
         upload_interval: plan.upload_interval,
@@ -147,7 +148,6 @@ fn jobs() -> JobOptions {
         blocks: 100,
     };
     JobOptions {
-        retention: RetainerOptions { interval: Duration::from_secs(1) },
         compaction: CompactorOptions {
             interval: Duration::from_millis(500),
             limits,

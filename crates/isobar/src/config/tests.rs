@@ -46,7 +46,11 @@ fn defaults_are_those_of_the_node() {
     let (ours, node) = (Config::defaults().node_options(), NodeOptions::new("./isobar-data"));
     assert_eq!(format!("{:?}", ours.broker), format!("{:?}", node.broker));
     assert_eq!(format!("{:?}", ours.deleter), format!("{:?}", node.deleter));
-    assert_eq!((&ours.data, ours.upload_interval), (&node.data, node.upload_interval));
+    assert_eq!(format!("{:?}", ours.jobs), format!("{:?}", node.jobs));
+    assert_eq!(
+        (&ours.data, ours.upload_interval, ours.upload_deadline),
+        (&node.data, node.upload_interval, node.upload_deadline)
+    );
     assert_eq!(
         (ours.upload_trigger_bytes, ours.segment_bytes, ours.wal_max_disk_bytes, ours.tail_bytes),
         (node.upload_trigger_bytes, node.segment_bytes, node.wal_max_disk_bytes, node.tail_bytes)
@@ -161,7 +165,7 @@ fn an_error_names_key_line_and_what_was_expected_and_all_are_told() {
         "isobar.toml:2: wal.max_disk: \"lots\" does not fit; expected a number of bytes at least 64MiB, such as \"4GiB\" or \"64MiB\"",
         "isobar.toml:3: wal.maxdisk: unknown key; did you mean wal.max_disk?",
         "isobar.toml:6: upload.interval: 3 does not fit; expected a time span from 1ms to 365d, such as \"3s\" (units: us, ms, s, m, h, d)",
-        "isobar.toml:8: wall.x: no section [wall]; there are [node], [listeners], [store], [wal], [metadata], [cache], [upload], [object], [archive], [delete], [log], [kafka]; did you mean [wal]?",
+        "isobar.toml:8: wall.x: no section [wall]; there are [node], [listeners], [store], [wal], [metadata], [cache], [upload], [compaction], [index], [object], [archive], [delete], [log], [kafka]; did you mean [wal]?",
         "isobar.toml:10: kafka.node.id: not set here; set node.id instead",
         "isobar.toml:11: kafka.log.retention.ms: not set here; log.retention.ms is the whole cluster's: set it with `kafka-configs --alter --entity-type brokers --entity-default`",
         "isobar.toml:12: kafka.num.partitions: 0 is out of bounds; expected a whole number from 1 to 2147483647",
