@@ -2,8 +2,12 @@
 //!
 //! Invariant: a waiter is answered by a round that began after it came. One round at a time; who comes during one joins
 //! the next. So any number of readers cost at most two rounds' time each.
+//!
+//! A follower asks the leader, whose answer comes after the leadership was confirmed by a quorum, and waits until it has
+//! applied as much itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError as OpenraftError};
@@ -11,14 +15,25 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::error::ProposeError;
+use crate::leader::{Lead, Way};
 use crate::machine::Machine;
 use crate::metrics::RaftMetrics;
 use crate::propose::Raft;
+use crate::remote::forward;
 
 /// More waiters than this (a few MiB) are told to come again.
 const MAX_WAITING: usize = 1 << 16;
 
-type Waiter = oneshot::Sender<Result<u64, ProposeError>>;
+/// In a group of several: longest wait until what was committed is applied here.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(3);
+
+type Done = Box<dyn FnOnce(Result<u64, ProposeError>) + Send>;
+
+struct Waiter {
+    done: Done,
+    /// A follower asks: only the leader may answer.
+    forwarded: bool,
+}
 
 /// Those who wait for the next round.
 pub(crate) struct Barriers {
@@ -40,21 +55,34 @@ impl Barriers {
 
     pub(crate) async fn wait(&self) -> Result<u64, ProposeError> {
         let (tx, rx) = oneshot::channel();
-        {
-            let mut inner = self.inner.lock();
-            if inner.closed {
-                return Err(ProposeError::Stopping);
-            }
-            if inner.waiting.len() >= MAX_WAITING {
-                return Err(ProposeError::Busy { queued_bytes: inner.waiting.len() * size_of::<Waiter>() });
-            }
-            inner.waiting.push(tx);
+        // A reader that gave up is no concern of the round.
+        let done = Box::new(move |result| drop(tx.send(result)));
+        self.push(Waiter { done, forwarded: false });
+        rx.await.unwrap_or(Err(ProposeError::Stopping))
+    }
+
+    /// For a follower; `done` is called once.
+    pub(crate) fn ask_here(&self, done: Done) {
+        self.push(Waiter { done, forwarded: true });
+    }
+
+    fn push(&self, waiter: Waiter) {
+        let mut inner = self.inner.lock();
+        let error = if inner.closed {
+            ProposeError::Stopping
+        } else if inner.waiting.len() >= MAX_WAITING {
+            ProposeError::Busy { queued_bytes: inner.waiting.len() * size_of::<Waiter>() }
+        } else {
+            inner.waiting.push(waiter);
             if inner.waiting.len() == 1 {
                 self.wake.notify_one();
             }
-        }
-        self.metrics.barriers.inc();
-        rx.await.unwrap_or(Err(ProposeError::Stopping))
+            drop(inner);
+            self.metrics.barriers.inc();
+            return;
+        };
+        drop(inner);
+        (waiter.done)(Err(error));
     }
 
     pub(crate) fn close(&self) {
@@ -64,7 +92,7 @@ impl Barriers {
             std::mem::take(&mut inner.waiting)
         };
         for waiter in waiting {
-            let _ = waiter.send(Err(ProposeError::Stopping));
+            (waiter.done)(Err(ProposeError::Stopping));
         }
         self.wake.notify_one();
     }
@@ -77,24 +105,54 @@ impl Barriers {
 }
 
 /// Makes rounds until closed.
-pub(crate) async fn run(barriers: Arc<Barriers>, raft: Raft, machine: Arc<Machine>) {
+pub(crate) async fn run(barriers: Arc<Barriers>, raft: Raft, machine: Arc<Machine>, lead: Lead) {
     while let Some(waiters) = barriers.take() {
         if waiters.is_empty() {
             barriers.wake.notified().await;
             continue;
         }
         barriers.metrics.barrier_rounds.inc();
-        let result = round(&raft, &machine).await;
+        let (result, leader) = match lead.way() {
+            Way::Here => {
+                let patience = lead.in_group().then_some(APPLY_TIMEOUT);
+                let result = round(&raft, &machine, patience).await;
+                for waiter in waiters {
+                    (waiter.done)(result.clone());
+                }
+                continue;
+            }
+            Way::There(remote, leader) => (follow(&remote, &leader, &machine).await, leader.id),
+            Way::Nowhere => (Err(ProposeError::NotLeader { leader: None }), None),
+        };
         for waiter in waiters {
-            // A reader that gave up is no concern of the round.
-            let _ = waiter.send(result.clone());
+            let not_here = Err(ProposeError::NotLeader { leader });
+            (waiter.done)(if waiter.forwarded { not_here } else { result.clone() });
         }
     }
 }
 
-/// One round: confirms the leadership, waits until what was committed then is applied here. Gives the index of the last
-/// entry applied, which an image must reach.
-pub(crate) async fn round(raft: &Raft, machine: &Machine) -> Result<u64, ProposeError> {
+/// A follower's round: an index from the leader, and as much applied here.
+async fn follow(
+    remote: &crate::remote::Remote,
+    leader: &crate::leader::Leader,
+    machine: &Machine,
+) -> Result<u64, ProposeError> {
+    let index = forward::read_index(remote, leader).await?;
+    let mut applied = machine.applied();
+    match tokio::time::timeout(APPLY_TIMEOUT, applied.wait_for(|applied| *applied >= index)).await {
+        Ok(Ok(_)) => Ok(machine.position().0),
+        // This member is behind, or cut off from a leader that is not.
+        Ok(Err(_)) | Err(_) => Err(ProposeError::NotLeader { leader: leader.id }),
+    }
+}
+
+/// One round at the leader: confirms the leadership, waits until what was committed then is applied here. Gives the index of
+/// the last entry applied, which an image must reach.
+pub(crate) async fn round(
+    raft: &Raft,
+    machine: &Machine,
+    patience: Option<Duration>,
+) -> Result<u64, ProposeError> {
     let linearizer = raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|error| match error {
         OpenraftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
             ProposeError::NotLeader { leader: forward.leader_id }
@@ -107,7 +165,9 @@ pub(crate) async fn round(raft: &Raft, machine: &Machine) -> Result<u64, Propose
     // Here the machine may be ahead of what openraft has heard of it.
     let wanted = linearizer.read_log_id().index();
     if machine.last_applied().is_none_or(|id| id.index < wanted) {
-        linearizer.await_ready(raft).await.map_err(|_| ProposeError::Stopping)?;
+        let ready = linearizer.try_await_ready(raft, patience).await;
+        // A leader that cannot commit in its own term can confirm nothing.
+        ready.map_err(|_| ProposeError::Stopping)?.map_err(|_| ProposeError::NotLeader { leader: None })?;
     }
     Ok(machine.position().0)
 }

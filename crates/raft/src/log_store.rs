@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::Stream;
-use isobar_host::BufferPool;
+use isobar_host::{BufferPool, watch};
 use isobar_journal::{Frame, HEADER_BYTES, Journal, JournalError, Written};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::{LogState, OptionalSend};
@@ -57,6 +57,8 @@ struct Shared {
     journal: Journal,
     buffers: BufferPool,
     failed: AtomicBool,
+    /// Told when a frame of this life is synced.
+    synced: watch::Sender<bool>,
     metrics: Arc<RaftMetrics>,
 }
 
@@ -64,7 +66,8 @@ impl LogStore {
     /// On a journal whose frames `log` has replayed.
     pub(crate) fn new(log: Log, journal: Journal, buffers: BufferPool, metrics: Arc<RaftMetrics>) -> Self {
         let failed = AtomicBool::new(false);
-        Self { shared: Arc::new(Shared { log: Mutex::new(log), journal, buffers, failed, metrics }) }
+        let synced = watch::Sender::new(false);
+        Self { shared: Arc::new(Shared { log: Mutex::new(log), journal, buffers, failed, synced, metrics }) }
     }
 
     /// The last entry dropped at the start.
@@ -93,6 +96,12 @@ impl LogStore {
         log.vote().is_none() && log.last().is_none()
     }
 
+    /// Waits until this life has written something that a crash leaves there.
+    pub(crate) async fn first_synced(&self) {
+        // The sender is in here.
+        let _ = self.shared.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
     /// Hands one frame over. `done` is called in the order of the calls, after the log knows the frame's place.
     fn submit(
         &self,
@@ -111,7 +120,10 @@ impl LogStore {
         let shared = Arc::clone(&self.shared);
         let handed = self.shared.journal.append(frame, move |result| {
             match &result {
-                Ok(written) => shared.settle(ticket, written, highest),
+                Ok(written) => {
+                    shared.settle(ticket, written, highest);
+                    shared.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
+                }
                 Err(_) => shared.failed.store(true, Ordering::Relaxed),
             }
             done(result.map_err(to_io));

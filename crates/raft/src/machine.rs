@@ -6,8 +6,11 @@
 //! 2. Applying never waits for a disk: a snapshot is written from a frozen view by another thread.
 //! 3. The state changes only under the lock, with the ring, so that an image and the place in the ring where it goes on
 //!    are taken together.
-//! 4. A panic in apply ends the process: the state may be half changed, and every other member would do the same.
+//! 4. Members at one index have one hash. Each keeps the hashes of its last entries and compares what others say of theirs
+//!    (in appends and their answers); a difference is an alarm, told in [`Machine::diverged`].
+//! 5. A panic in apply ends the process: the state may be half changed, and every other member would do the same.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,9 +28,12 @@ use tokio::time::Instant;
 use crate::archive::Gate;
 use crate::effects::{EffectStream, Ring};
 use crate::metrics::{RaftMetrics, gauge};
+use crate::remote::wire::Position;
 use crate::snapshots::{SnapshotHandle, Snapshots, Stored};
 use crate::types::{LogEntry, LogId, SnapshotMeta, StoredMembership, Types};
 
+/// Hashes of the last entries applied, for comparing with other members.
+const HASHES_KEPT: usize = 4096;
 /// Longest run of applying before others on the thread get their turn.
 const SLICE: Duration = Duration::from_micros(500);
 
@@ -45,6 +51,7 @@ pub(crate) struct Machine {
     pub(crate) snapshot_due: Notify,
     snapshot_after_bytes: u64,
     pub(crate) archive: Gate,
+    diverged: watch::Sender<Option<String>>,
     metrics: Arc<RaftMetrics>,
 }
 
@@ -56,6 +63,10 @@ struct State {
     log_bytes: u64,
     /// The last entry that did something that a recovery would want. Others only keep time, or say what is archived.
     last_effective: u64,
+    /// Where the state was after each of the last entries, without gaps.
+    hashes: VecDeque<Position>,
+    /// What another member says of an entry that is not applied here yet.
+    claimed: Option<(u64, Position)>,
 }
 
 /// A view to write as a snapshot.
@@ -85,6 +96,8 @@ impl Machine {
             last_applied: meta.last_log_id,
             membership: meta.last_membership,
             log_bytes: 0,
+            hashes: VecDeque::new(),
+            claimed: None,
         };
         Self {
             host: host.clone(),
@@ -95,6 +108,7 @@ impl Machine {
             snapshot_due: Notify::new(),
             snapshot_after_bytes,
             archive: Gate::new(None),
+            diverged: watch::Sender::new(None),
             metrics,
         }
     }
@@ -102,6 +116,13 @@ impl Machine {
     /// The same with a log that waits for an archive.
     pub(crate) fn archived(self, lag_bytes: Option<u64>) -> Self {
         Self { archive: Gate::new(lag_bytes), ..self }
+    }
+
+    /// The leader has archived the log so far: this member's may go as well.
+    pub(crate) fn archived_elsewhere(&self, through: u64) {
+        if self.archive.raise(through) {
+            self.snapshot_due.notify_one();
+        }
     }
 
     /// The state as it is now, shared, and the last entry in it that a recovery would want.
@@ -118,6 +139,51 @@ impl Machine {
     pub(crate) fn position(&self) -> (u64, u64) {
         let state = self.state.lock();
         (state.machine.applied_index(), state.machine.rolling_hash())
+    }
+
+    /// The same, for another member.
+    pub(crate) fn standing(&self) -> Position {
+        let (index, hash) = self.position();
+        Position { index, hash }
+    }
+
+    /// Why this member's state cannot be the same as another's, once that is so.
+    pub(crate) fn diverged(&self) -> watch::Receiver<Option<String>> {
+        self.diverged.subscribe()
+    }
+
+    /// Holds what another member says of its state against this one's. What is too old to know is passed over; what is
+    /// not applied yet is compared when it is, one at a time.
+    pub(crate) fn compare(&self, node: u64, position: Position) {
+        let mut state = self.state.lock();
+        let Some(known) = state.hash_at(position.index) else {
+            if position.index > state.machine.applied_index() && state.claimed.is_none() {
+                state.claimed = Some((node, position));
+            }
+            return;
+        };
+        drop(state);
+        self.check(node, position, known);
+    }
+
+    fn check(&self, node: u64, theirs: Position, ours: u64) {
+        if theirs.hash == ours {
+            return;
+        }
+        self.metrics.hash_mismatches.inc();
+        let why = format!(
+            "after entry {} the metadata state of node {node} has the hash {:016x}, this node's {ours:016x}: one of them is \
+             wrong",
+            theirs.index, theirs.hash
+        );
+        self.diverged.send_if_modified(|told| {
+            if told.is_some() {
+                return false;
+            }
+            tracing::error!(why, "members of the metadata quorum differ");
+            *told = Some(why);
+            true
+        });
     }
 
     pub(crate) fn last_applied(&self) -> Option<LogId> {
@@ -156,12 +222,16 @@ impl Machine {
             state.last_effective = index;
         }
         state.last_applied = Some(entry.log_id);
+        let claim = state.applied(index);
         if index > 0 {
             // Entry 0 founds the group; a fresh image starts there.
             self.ring.push(effects);
         }
         let snapshot_due = state.log_bytes >= self.snapshot_threshold_bytes();
         drop(state);
+        if let Some((node, theirs, ours)) = claim {
+            self.check(node, theirs, ours);
+        }
         if snapshot_due {
             self.snapshot_due.notify_one();
         }
@@ -222,6 +292,27 @@ impl Machine {
 
     fn stored_snapshot(&self, stored: &Stored) -> OpenraftSnapshot {
         OpenraftSnapshot { meta: stored.meta.clone(), snapshot: self.snapshots.handle_of(&stored.path) }
+    }
+}
+
+impl State {
+    /// The state's hash after that entry, if it is known.
+    fn hash_at(&self, index: u64) -> Option<u64> {
+        let first = self.hashes.front()?.index;
+        let place = usize::try_from(index.checked_sub(first)?).ok()?;
+        self.hashes.get(place).map(|position| position.hash)
+    }
+
+    /// Notes where the state is after an entry; gives what another member has claimed of this one, and the hash here.
+    fn applied(&mut self, index: u64) -> Option<(u64, Position, u64)> {
+        let hash = self.machine.rolling_hash();
+        self.hashes.push_back(Position { index, hash });
+        if self.hashes.len() > HASHES_KEPT {
+            self.hashes.pop_front();
+        }
+        let (node, theirs) = self.claimed.filter(|(_, theirs)| theirs.index <= index)?;
+        self.claimed = None;
+        (theirs.index == index).then_some((node, theirs, hash))
     }
 }
 
@@ -313,6 +404,8 @@ impl RaftStateMachine<Types> for MachineWorker {
                     membership: meta.last_membership,
                     log_bytes: 0,
                     last_effective: index,
+                    hashes: VecDeque::new(),
+                    claimed: None,
                 };
                 machine.ring.reset();
             }

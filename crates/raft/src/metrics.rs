@@ -20,6 +20,20 @@ pub struct RaftMetrics {
     pub proposals: Counter,
     /// Commands turned away because the queue was full.
     pub proposals_refused: Counter,
+    /// Commands sent to the leader.
+    pub forwarded: Counter,
+    /// Times that another member's state was found to differ from this one's. Never anything but 0.
+    pub hash_mismatches: Counter,
+    /// Bytes of snapshots sent to members that were behind.
+    pub snapshot_sent_bytes: Counter,
+    /// Bytes of snapshots that came from a leader.
+    pub snapshot_received_bytes: Counter,
+    /// The term that this member is in.
+    pub term: Gauge,
+    /// 1 while this member leads.
+    pub is_leader: Gauge,
+    /// Changes of leader that this member has seen.
+    pub leader_changes: Counter,
     /// Entries handed to openraft.
     pub entries: Counter,
     /// Encoded bytes of those entries.
@@ -67,6 +81,13 @@ impl Default for RaftMetrics {
         Self {
             proposals: Counter::default(),
             proposals_refused: Counter::default(),
+            forwarded: Counter::default(),
+            hash_mismatches: Counter::default(),
+            snapshot_sent_bytes: Counter::default(),
+            snapshot_received_bytes: Counter::default(),
+            term: Gauge::default(),
+            is_leader: Gauge::default(),
+            leader_changes: Counter::default(),
             entries: Counter::default(),
             entry_bytes: Counter::default(),
             commit_seconds: Histogram::new(LATENCY_SECONDS),
@@ -97,6 +118,25 @@ impl RaftMetrics {
         let r = registry.sub_registry_with_prefix("isobar_raft");
         r.register("proposals", "Commands taken into the queue", self.proposals.clone());
         r.register("proposals_refused", "Commands refused by a full queue", self.proposals_refused.clone());
+        r.register("forwarded", "Commands sent to the leader", self.forwarded.clone());
+        r.register(
+            "hash_mismatches",
+            "Times another member's state was found to differ",
+            self.hash_mismatches.clone(),
+        );
+        r.register(
+            "snapshot_sent_bytes",
+            "Bytes of snapshots sent to members that were behind",
+            self.snapshot_sent_bytes.clone(),
+        );
+        r.register(
+            "snapshot_received_bytes",
+            "Bytes of snapshots received from a leader",
+            self.snapshot_received_bytes.clone(),
+        );
+        r.register("term", "Term of this member", self.term.clone());
+        r.register("is_leader", "1 while this member leads", self.is_leader.clone());
+        r.register("leader_changes", "Changes of leader seen", self.leader_changes.clone());
         r.register("entries", "Entries proposed", self.entries.clone());
         r.register("entry_bytes", "Encoded bytes of entries proposed", self.entry_bytes.clone());
         r.register("commit_seconds", "From a command's call to its answer", self.commit_seconds.clone());

@@ -8,9 +8,14 @@
 //!    so that no flood of other commands makes a lane miss a number.
 //! 4. At most `slots` entries are on their way. While all are, commands gather, so that a slow disk makes entries
 //!    larger, not more numerous.
+//! 5. A member that does not lead sends what it takes to the leader, in order; one that knows no leader answers at once that
+//!    nothing was proposed. What a follower has sent here is proposed here or refused, never passed on.
+//! 6. In a group of several nothing waits for ever: an entry that has no answer after [`ANSWER_TIMEOUT`] (a leader that is cut
+//!    off keeps its entries, for they may still be committed) is answered with [`ProposeError::Unknown`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use isobar_host::Host;
 use isobar_metadata::command::MAX_ENTRY_BYTES;
@@ -23,8 +28,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::error::ProposeError;
+use crate::leader::{Lead, Way};
 use crate::machine::MachineWorker;
 use crate::metrics::{RaftMetrics, gauge};
+use crate::remote::forward;
 use crate::types::{Command, Completion, Types};
 
 pub(crate) type Raft = openraft::Raft<Types, MachineWorker>;
@@ -35,10 +42,15 @@ const ENTRY_HEAD_BYTES: usize = 32;
 /// What protobuf puts before an envelope, and what a waiting command costs in memory besides its bytes.
 const ENVELOPE_HEAD_BYTES: usize = 8;
 const WAITING_OVERHEAD_BYTES: usize = 256;
+/// See the module, invariant 6. Longer than an election takes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
 
 struct Waiting {
     envelope: Envelope,
     encoded_bytes: usize,
+    /// A follower sent it.
+    forwarded: bool,
     asked: Asked,
 }
 
@@ -68,7 +80,17 @@ impl Queue {
         Self { inner: Mutex::default(), wake: Notify::new(), limit_bytes, metrics }
     }
 
+    /// A command of this node's.
     pub(crate) fn push(&self, envelope: Envelope, done: Done) {
+        self.put(envelope, done, false);
+    }
+
+    /// A command that a follower sent.
+    pub(crate) fn push_forwarded(&self, envelope: Envelope, done: Done) {
+        self.put(envelope, done, true);
+    }
+
+    fn put(&self, envelope: Envelope, done: Done, forwarded: bool) {
         let encoded_bytes = envelope.encoded_len() + ENVELOPE_HEAD_BYTES;
         if encoded_bytes + ENTRY_HEAD_BYTES > MAX_ENTRY_BYTES {
             return done(Err(ProposeError::TooLarge { bytes: encoded_bytes }));
@@ -92,6 +114,7 @@ impl Queue {
         inner.waiting.push_back(Waiting {
             envelope,
             encoded_bytes,
+            forwarded,
             asked: Asked { since: Instant::now(), done },
         });
         self.metrics.queue_bytes.set(gauge(inner.bytes));
@@ -133,7 +156,7 @@ impl Queue {
     }
 
     /// As many commands from the front as fit one entry.
-    fn take(&self) -> (Vec<Envelope>, Vec<Asked>) {
+    fn take(&self) -> Vec<Waiting> {
         let mut inner = self.inner.lock();
         let mut entry_bytes = ENTRY_HEAD_BYTES;
         let mut count = 0;
@@ -144,16 +167,21 @@ impl Queue {
             entry_bytes += command.encoded_bytes;
             count += 1;
         }
-        let mut envelopes = Vec::with_capacity(count);
-        let mut asked = Vec::with_capacity(count);
-        for command in inner.waiting.drain(..count) {
-            envelopes.push(command.envelope);
-            asked.push(command.asked);
-        }
+        let taken = inner.waiting.drain(..count).collect();
         inner.bytes -= entry_bytes - ENTRY_HEAD_BYTES + count * WAITING_OVERHEAD_BYTES;
         self.metrics.queue_bytes.set(gauge(inner.bytes));
-        (envelopes, asked)
+        taken
     }
+}
+
+fn refuse(commands: Vec<Waiting>, leader: Option<u64>) {
+    for command in commands {
+        (command.asked.done)(Err(ProposeError::NotLeader { leader }));
+    }
+}
+
+fn split(commands: Vec<Waiting>) -> (Vec<Envelope>, Vec<Asked>) {
+    commands.into_iter().map(|command| (command.envelope, command.asked)).unzip()
 }
 
 /// Who waits for one entry; holds the entry's slot.
@@ -164,24 +192,16 @@ struct Answers {
 }
 
 impl Answers {
-    fn complete(mut self, result: ClientWriteResult<Types>) {
-        let asked = std::mem::take(&mut self.asked);
+    fn complete(self, result: ClientWriteResult<Types>) {
+        let count = self.asked.len();
         let error = match result {
             Ok(response) => {
-                if response.data.len() != asked.len() {
-                    tracing::error!(
-                        asked = asked.len(),
-                        answers = response.data.len(),
-                        "answers do not match"
-                    );
+                if response.data.len() != count {
+                    tracing::error!(asked = count, answers = response.data.len(), "answers do not match");
                 }
-                let mut results = response.data.into_iter();
-                for asked in asked {
-                    self.metrics.commit_seconds.observe(asked.since.elapsed().as_secs_f64());
-                    let unknown = ProposeError::Unknown { reason: "the state machine gave no answer" };
-                    (asked.done)(results.next().ok_or(unknown));
-                }
-                return;
+                let unknown = ProposeError::Unknown { reason: "the state machine gave no answer" };
+                let missing = std::iter::repeat_with(|| Err(unknown.clone()));
+                return self.answer(response.data.into_iter().map(Ok).chain(missing).take(count));
             }
             Err(ClientWriteError::ForwardToLeader(forward)) => {
                 ProposeError::NotLeader { leader: forward.leader_id }
@@ -193,9 +213,24 @@ impl Answers {
                 ProposeError::Unknown { reason: "openraft took a command for something else" }
             }
         };
-        for asked in asked {
-            (asked.done)(Err(error.clone()));
+        self.answer(std::iter::repeat_n(Err(error), count));
+    }
+
+    /// Answers all of them, in order.
+    fn answer(mut self, results: impl Iterator<Item = Result<CommandResult, ProposeError>>) {
+        let asked = std::mem::take(&mut self.asked);
+        for (asked, result) in asked.into_iter().zip(results) {
+            if result.is_ok() {
+                self.metrics.commit_seconds.observe(asked.since.elapsed().as_secs_f64());
+            }
+            (asked.done)(result);
         }
+    }
+
+    fn give_up(self) {
+        let count = self.asked.len();
+        let error = ProposeError::Unknown { reason: "no quorum committed it in time" };
+        self.answer(std::iter::repeat_n(Err(error), count));
     }
 }
 
@@ -207,24 +242,141 @@ impl Drop for Answers {
     }
 }
 
-/// Groups commands into entries until the queue is closed.
-pub(crate) async fn run(queue: Arc<Queue>, slots: Arc<Semaphore>, raft: Raft, host: Host) {
-    while queue.ready().await {
-        // The slot first: what comes while waiting for one joins this entry.
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
-        let (envelopes, asked) = queue.take();
-        if envelopes.is_empty() {
-            continue;
-        }
-        let command = Command::new(MetadataEntry::new(host.now_ms(), envelopes));
-        queue.metrics.entries.inc();
-        queue.metrics.entry_bytes.inc_by(command.bytes().len() as u64);
-        let answers = Answers { asked, metrics: Arc::clone(&queue.metrics), _slot: slot };
-        let completion = Completion::new(move |result| answers.complete(result));
-        if let Err(fatal) = raft.client_write_ff(command, Some(completion)).await {
-            tracing::error!(%fatal, "raft has stopped; no more commands are taken");
-            break;
+/// The answers of one entry, for whoever comes first: openraft or the clock.
+type Shared = Arc<Mutex<Option<Answers>>>;
+
+/// openraft's hold on them: dropped without an answer, it gives one.
+struct Hold(Shared);
+
+impl Hold {
+    fn take(&self) -> Option<Answers> {
+        self.0.lock().take()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
+/// Entries on their way, oldest first.
+#[derive(Default)]
+pub(crate) struct InFlight {
+    entries: Mutex<VecDeque<(Instant, Shared)>>,
+}
+
+impl InFlight {
+    fn push(&self, answers: &Shared) {
+        self.entries.lock().push_back((Instant::now(), Arc::clone(answers)));
+    }
+
+    /// Answers what has waited too long.
+    fn sweep(&self) {
+        loop {
+            let answers = {
+                let mut entries = self.entries.lock();
+                let Some((since, shared)) = entries.front() else { return };
+                if shared.lock().is_some() && since.elapsed() < ANSWER_TIMEOUT {
+                    return;
+                }
+                entries.pop_front().and_then(|(_, shared)| shared.lock().take())
+            };
+            if let Some(answers) = answers {
+                answers.give_up();
+            }
         }
     }
-    queue.close();
+}
+
+/// Answers what openraft leaves unanswered, until the slots are closed.
+pub(crate) async fn sweep(in_flight: Arc<InFlight>, slots: Arc<Semaphore>) {
+    while !slots.is_closed() {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        in_flight.sweep();
+    }
+}
+
+/// The time of an entry, wall clock in ms: the leader's. It is to become the median of the voters' clocks (DESIGN.md,
+/// invariant 8), which followers can report in their answers to appends. The state machine takes the maximum of this and
+/// its time so far, so that a leader whose clock is behind does not set it back.
+fn entry_time_ms(host: &Host) -> i64 {
+    host.now_ms()
+}
+
+/// What takes commands from the queue.
+pub(crate) struct Proposer {
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) raft: Raft,
+    pub(crate) host: Host,
+    pub(crate) lead: Lead,
+    pub(crate) in_flight: Arc<InFlight>,
+}
+
+impl Proposer {
+    /// Groups commands into entries until the queue is closed.
+    pub(crate) async fn run(self) {
+        while self.queue.ready().await {
+            // The slot first: what comes while waiting for one joins this entry.
+            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { break };
+            let commands = self.queue.take();
+            if commands.is_empty() {
+                continue;
+            }
+            match self.lead.way() {
+                Way::Here => {
+                    if !self.propose(commands, slot).await {
+                        break;
+                    }
+                }
+                Way::There(remote, leader) => {
+                    let (own, forwarded): (Vec<_>, Vec<_>) =
+                        commands.into_iter().partition(|command| !command.forwarded);
+                    refuse(forwarded, leader.id);
+                    if own.is_empty() {
+                        continue;
+                    }
+                    let (envelopes, asked) = split(own);
+                    self.queue.metrics.forwarded.inc_by(asked.len() as u64);
+                    let hold = Hold(self.answers(asked, slot));
+                    forward::propose_there(&remote, &leader, envelopes, move |results| {
+                        if let Some(answers) = hold.take() {
+                            answers.answer(results.into_iter());
+                        }
+                    });
+                }
+                Way::Nowhere => refuse(commands, None),
+            }
+        }
+        self.queue.close();
+    }
+
+    fn answers(&self, asked: Vec<Asked>, slot: OwnedSemaphorePermit) -> Shared {
+        let answers = Answers { asked, metrics: Arc::clone(&self.queue.metrics), _slot: slot };
+        Arc::new(Mutex::new(Some(answers)))
+    }
+
+    /// Hands one entry to openraft. False: openraft has stopped.
+    async fn propose(&self, commands: Vec<Waiting>, slot: OwnedSemaphorePermit) -> bool {
+        let (envelopes, asked) = split(commands);
+        let command = Command::new(MetadataEntry::new(entry_time_ms(&self.host), envelopes));
+        self.queue.metrics.entries.inc();
+        self.queue.metrics.entry_bytes.inc_by(command.bytes().len() as u64);
+        let answers = self.answers(asked, slot);
+        if self.lead.in_group() {
+            self.in_flight.push(&answers);
+        }
+        let hold = Hold(answers);
+        let completion = Completion::new(move |result| {
+            if let Some(answers) = hold.take() {
+                answers.complete(result);
+            }
+        });
+        if let Err(fatal) = self.raft.client_write_ff(command, Some(completion)).await {
+            tracing::error!(%fatal, "raft has stopped; no more commands are taken");
+            return false;
+        }
+        true
+    }
 }

@@ -18,20 +18,30 @@ use crate::barrier::{self, Barriers};
 use crate::effects::{EffectStream, Ring};
 use crate::error::{ProposeError, RaftError};
 use crate::format::FormatRecord;
+use crate::formation;
 use crate::keeper::Keeper;
+use crate::leader::{self, Lead, Leader};
 use crate::log::{Log, Place};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, MachineWorker};
+use crate::members::{self, MemberInfo, MembershipError};
 use crate::metrics::RaftMetrics;
-use crate::network::NoNetwork;
-use crate::propose::{self, Queue, Raft};
+use crate::propose::{self, InFlight, Proposer, Queue, Raft};
 use crate::records::FrameRecord;
+use crate::remote::network::Network;
+use crate::remote::service::{self, Inbound, MetadataService, RaftService};
+use crate::remote::{RaftNetwork, Remote, Timing, snapshot};
+use crate::runtime::Runtime;
 use crate::snapshots::Snapshots;
-use crate::types::{Membership, Peer, Runtime, SnapshotMeta};
+use crate::types::{Membership, Peer, SnapshotMeta};
 
 /// Longest wait for the leadership of a group of one, and for what is on its way at a stop.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// A leader that stops waits so long for its successor.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two tries of [`Quorum::wait_ready`].
+const READY_AGAIN: Duration = Duration::from_millis(20);
 /// A fresh log is small and ready soon.
 const FIRST_SEGMENT_BYTES: u64 = 8 << 20;
 /// A segment must hold the largest frame.
@@ -51,6 +61,11 @@ pub struct QuorumOptions {
     pub format: Option<ClusterFormat>,
     /// Where other members reach it, `host:port`; may be empty in a group of one.
     pub address: String,
+    /// How it reaches the others. `None`: it is alone, and stays so.
+    pub network: Option<RaftNetwork>,
+    /// Who the group begins with, as (node id, address); for an empty directory only, and the same at all of them. Empty, or this
+    /// node alone: a group of one. Others, without this node: it waits until the leader adds it ([`Quorum::add_voter`]).
+    pub initial_voters: Vec<(u64, String)>,
     /// Bytes of commands that may wait, half of them others than commits of chunks; more are refused with
     /// [`ProposeError::Busy`].
     pub queue_bytes: usize,
@@ -78,6 +93,8 @@ impl QuorumOptions {
             node_id,
             format: None,
             address: String::new(),
+            network: None,
+            initial_voters: Vec::new(),
             queue_bytes: 64 << 20,
             entries_in_flight: 4,
             log_cache_bytes: 16 << 20,
@@ -96,6 +113,17 @@ impl QuorumOptions {
         }
         if self.segment_bytes < LEAST_SEGMENT_BYTES && !host.is_simulated() {
             return Err(RaftError::BadOption(format!("segment_bytes is less than {LEAST_SEGMENT_BYTES}")));
+        }
+        let alone = self.network.is_none();
+        if alone && self.initial_voters.iter().any(|(node, _)| *node != self.node_id) {
+            return Err(RaftError::BadOption("other voters without a network".to_owned()));
+        }
+        if !alone && self.address.is_empty() {
+            return Err(RaftError::BadOption("a network without an address".to_owned()));
+        }
+        let own = self.initial_voters.iter().find(|(node, _)| *node == self.node_id);
+        if own.is_some_and(|(_, address)| *address != self.address) {
+            return Err(RaftError::BadOption("initial_voters has this node at another address".to_owned()));
         }
         if self.queue_bytes / 2 < isobar_metadata::command::MAX_ENTRY_BYTES {
             return Err(RaftError::BadOption("queue_bytes is less than two entries".to_owned()));
@@ -118,6 +146,8 @@ struct Shared {
     store: LogStore,
     raft: Raft,
     slots: Arc<Semaphore>,
+    lead: Lead,
+    inbound: Option<Arc<Inbound>>,
     options: QuorumOptions,
     format: FormatRecord,
     metrics: Arc<RaftMetrics>,
@@ -129,6 +159,10 @@ struct Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.close();
+        self.slots.close();
+        if let Some(inbound) = &self.inbound {
+            inbound.close();
+        }
     }
 }
 
@@ -142,8 +176,9 @@ impl Shared {
 }
 
 impl Quorum {
-    /// Opens the directory, replays it, and, in a group of one, takes the leadership and applies the whole log. When
-    /// this returns in such a group, commands and barriers are answered.
+    /// Opens the directory and replays it. In a group of one it takes the leadership and applies the whole log, so that when
+    /// this returns commands and barriers are answered. In a group of several it returns once the directory is open:
+    /// [`Quorum::wait_ready`] waits for the rest.
     pub async fn start(host: &Host, options: QuorumOptions) -> Result<Self, RaftError> {
         options.check(host)?;
         let spawner = host.thread_runtime("raft").map_err(RaftError::disk(&options.dir))?;
@@ -157,35 +192,61 @@ impl Quorum {
         let mut format = claim_directory(&host, &options)?;
         let metrics = Arc::new(RaftMetrics::default());
         let store = open_log(&host, &options, &metrics).await?;
-        if format.bootstrapped && store.is_pristine() {
+        let pristine = store.is_pristine();
+        if format.bootstrapped && pristine {
             let what = "the log is gone; a voter that forgot its vote must join under a new id".to_owned();
             return Err(RaftError::WrongDirectory { path: options.dir.join("log"), what });
         }
         let machine = Arc::new(open_machine(&host, &options, &format, &store, &metrics)?);
+        let remote = options.network.as_ref().map(|network| {
+            Arc::new(Remote {
+                host: host.clone(),
+                rpc: network.rpc.clone(),
+                node_id: options.node_id,
+                cluster_incarnation: format.cluster.incarnation,
+                incarnation: format.incarnation(),
+                machine: Arc::clone(&machine),
+                metrics: Arc::clone(&metrics),
+            })
+        });
 
-        let config = raft_config(&format)?;
+        let config = raft_config(&format, &options)?;
         let worker = MachineWorker(Arc::clone(&machine));
-        let raft = Raft::new(options.node_id, Arc::new(config), NoNetwork, store.clone(), worker)
+        let network = Network(remote.clone());
+        let raft = Raft::new(options.node_id, Arc::new(config), network, store.clone(), worker)
             .await
             .map_err(|fatal| RaftError::Stopped(fatal.to_string()))?;
-        take_lead(&raft, &machine, &options, &format, store.is_pristine()).await?;
-        if !format.bootstrapped {
-            format.bootstrapped = true;
-            format.write(&host, &options.dir)?;
+        if stands_alone(&raft, &options, &format, pristine).await? {
+            take_lead(&raft, &machine, &options, &format, pristine).await?;
+            if !format.bootstrapped {
+                format.bootstrapped = true;
+                format.write(&host, &options.dir)?;
+            }
         }
 
         let queue = Arc::new(Queue::new(options.queue_bytes, Arc::clone(&metrics)));
         let barriers = Arc::new(Barriers::new(Arc::clone(&metrics)));
         let slots = Arc::new(Semaphore::new(options.entries_in_flight));
         let (stop, stopped) = watch::channel(false);
+        let (tell, leader) = watch::channel(Leader::default());
+        let lead = Lead { me: options.node_id, leader, remote };
+        // It draws nothing.
+        let told = leader::watch(raft.clone(), options.node_id, tell, Arc::clone(&metrics));
+        spawner.spawn("raft-leader", Runtime::scope(0, boxed(told)));
         let seeded = |name, task| spawner.spawn(name, Runtime::scope(host.random_u64(), task));
-        seeded(
-            "raft-propose",
-            boxed(propose::run(Arc::clone(&queue), Arc::clone(&slots), raft.clone(), host.clone())),
-        );
+        let proposer = Proposer {
+            queue: Arc::clone(&queue),
+            slots: Arc::clone(&slots),
+            raft: raft.clone(),
+            host: host.clone(),
+            lead: lead.clone(),
+            in_flight: Arc::new(InFlight::default()),
+        };
+        let in_flight = Arc::clone(&proposer.in_flight);
+        seeded("raft-propose", boxed(proposer.run()));
         seeded(
             "raft-barrier",
-            boxed(barrier::run(Arc::clone(&barriers), raft.clone(), Arc::clone(&machine))),
+            boxed(barrier::run(Arc::clone(&barriers), raft.clone(), Arc::clone(&machine), lead.clone())),
         );
         let keeper = Keeper {
             host: host.clone(),
@@ -195,6 +256,36 @@ impl Quorum {
             store: store.clone(),
         };
         seeded("raft-snapshot", boxed(keeper.clone().run(stopped)));
+        let mut inbound = None;
+        if let (Some(remote), Some(network)) = (&lead.remote, &options.network) {
+            let serving = Arc::new(Inbound::new(
+                Arc::clone(remote),
+                store.clone(),
+                Arc::clone(&queue),
+                Arc::clone(&barriers),
+                options.initial_voters.clone(),
+            ));
+            seeded("raft-sweep", boxed(propose::sweep(in_flight, Arc::clone(&slots))));
+            let (to_raft, heard) = (Arc::clone(&serving.to_raft), Arc::clone(&serving.heard));
+            seeded("raft-serve", boxed(service::serve(to_raft, heard, raft.clone(), Arc::clone(remote))));
+            let parts = Arc::clone(&serving.parts);
+            seeded("raft-receive", boxed(snapshot::take_in(parts, raft.clone(), Arc::clone(remote))));
+            network.rpc.register(isobar_rpc::ServiceId::RAFT, Arc::new(RaftService(Arc::clone(&serving))));
+            network
+                .rpc
+                .register(isobar_rpc::ServiceId::METADATA, Arc::new(MetadataService(Arc::clone(&serving))));
+            if !format.bootstrapped {
+                let noted =
+                    note_bootstrapped(host.clone(), options.dir.clone(), format.clone(), store.clone());
+                seeded("raft-format", boxed(noted));
+            }
+            if pristine && begins(&options) {
+                let begin =
+                    formation::begin(raft.clone(), Arc::clone(remote), options.initial_voters.clone());
+                seeded("raft-begin", boxed(begin));
+            }
+            inbound = Some(serving);
+        }
         let shared = Shared {
             queue,
             barriers,
@@ -202,6 +293,8 @@ impl Quorum {
             store,
             raft,
             slots,
+            lead,
+            inbound,
             options,
             format,
             metrics,
@@ -210,6 +303,83 @@ impl Quorum {
             keeper,
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Waits until a leader is known and everything that is acknowledged by now is applied here. The last error if that takes
+    /// longer.
+    pub async fn wait_ready(&self, timeout: Duration) -> Result<(), ProposeError> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let error = match tokio::time::timeout_at(deadline, self.barrier()).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error @ ProposeError::Stopping)) => return Err(error),
+                Ok(Err(error)) => error,
+                Err(_) => ProposeError::NotLeader { leader: self.leader().borrow().id },
+            };
+            if tokio::time::Instant::now() + READY_AGAIN >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(READY_AGAIN).await;
+        }
+    }
+
+    /// The leader that this member follows, and every change of it.
+    pub fn leader(&self) -> watch::Receiver<Leader> {
+        self.shared.lead.leader.clone()
+    }
+
+    /// Why this member's state and another's cannot both be right, once that was found. A node should end then.
+    pub fn diverged(&self) -> watch::Receiver<Option<String>> {
+        self.shared.machine.diverged()
+    }
+
+    /// Who belongs to the group, as of the last entry applied here; ascending by node id.
+    pub fn membership(&self) -> Vec<MemberInfo> {
+        members::list(self.shared.machine.membership().membership())
+    }
+
+    /// Adds a member that gets the log and has no vote; returns when it has caught up. It must run, with an empty
+    /// directory of this cluster. Only at the leader; asking again is safe.
+    pub async fn add_learner(&self, node_id: u64, address: &str) -> Result<(), MembershipError> {
+        let address = address.to_owned();
+        self.change(async move |raft, remote| members::add_learner(&raft, &remote, node_id, &address).await)
+            .await
+    }
+
+    /// The same, and makes it a voter once it has caught up.
+    pub async fn add_voter(&self, node_id: u64, address: &str) -> Result<(), MembershipError> {
+        let address = address.to_owned();
+        self.change(async move |raft, remote| {
+            members::add_learner(&raft, &remote, node_id, &address).await?;
+            members::promote(&raft, node_id).await
+        })
+        .await
+    }
+
+    /// Takes a voter, or a learner, out of the group for good. A leader that takes out itself hands over. Only at the leader;
+    /// asking again is safe.
+    pub async fn remove_voter(&self, node_id: u64) -> Result<(), MembershipError> {
+        self.change(async move |raft, _| members::remove(&raft, node_id).await).await
+    }
+
+    async fn change<F>(
+        &self,
+        work: impl FnOnce(Raft, Arc<Remote>) -> F + Send + 'static,
+    ) -> Result<(), MembershipError>
+    where
+        F: Future<Output = Result<(), MembershipError>> + Send + 'static,
+    {
+        let Some(remote) = self.shared.lead.remote.clone() else {
+            return Err(MembershipError::Refused("this member has no network".to_owned()));
+        };
+        let leader = self.leader().borrow().id;
+        if leader != Some(self.shared.options.node_id) {
+            return Err(MembershipError::NotLeader { leader });
+        }
+        let work = work(self.shared.raft.clone(), remote);
+        on_runtime(&self.shared.host, &self.shared.keeper.spawner, work)
+            .await
+            .unwrap_or_else(|| Err(MembershipError::Unknown("the raft runtime ended".to_owned())))
     }
 
     /// Proposes a command and waits for its result. Commands of one caller are applied in the order of its calls to
@@ -306,19 +476,27 @@ impl Quorum {
         self.shared.store.clone()
     }
 
-    /// Refuses new commands, waits for those on their way, writes a snapshot and stops. Later calls do nothing.
+    /// Refuses new commands, waits for those on their way, hands the leadership over if it has it, writes a snapshot and stops.
+    /// Later calls do nothing.
     pub async fn shutdown(&self) -> Result<(), RaftError> {
         self.shared.close();
         let (keeper, raft) = (self.shared.keeper.clone(), self.shared.raft.clone());
         let (slots, store) = (Arc::clone(&self.shared.slots), self.shared.store.clone());
+        let (inbound, lead) = (self.shared.inbound.clone(), self.shared.lead.clone());
         let all = u32::try_from(self.shared.options.entries_in_flight).unwrap_or(u32::MAX);
         let work = async move {
             if tokio::time::timeout(STOP_TIMEOUT, slots.acquire_many(all)).await.is_err() {
                 tracing::warn!("commands were still on their way when the metadata node stopped");
             }
             slots.close();
+            if lead.in_group() {
+                hand_over(&raft, &lead).await;
+            }
             if keeper.machine.is_ahead_of_snapshot() {
                 keeper.take().await;
+            }
+            if let Some(inbound) = inbound {
+                inbound.close();
             }
             let stopped = raft.shutdown().await.map_err(|error| RaftError::Stopped(error.to_string()));
             store.close().await;
@@ -452,13 +630,14 @@ pub(crate) fn open_machine(
     Ok(machine.archived(options.archive_lag_bytes))
 }
 
-fn raft_config(format: &FormatRecord) -> Result<Config, RaftError> {
+fn raft_config(format: &FormatRecord, options: &QuorumOptions) -> Result<Config, RaftError> {
+    let timing = options.network.as_ref().map_or(Timing::ALONE, |network| network.timing);
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let config = Config {
         cluster_name: format.cluster.cluster_id.clone(),
-        // For voters in several clouds; a group of one elects itself at once.
-        heartbeat_interval: 250,
-        election_timeout_min: 1000,
-        election_timeout_max: 2000,
+        heartbeat_interval: ms(timing.heartbeat),
+        election_timeout_min: ms(timing.election_min),
+        election_timeout_max: ms(timing.election_max),
         // The keeper takes snapshots and purges.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
@@ -471,7 +650,69 @@ fn raft_config(format: &FormatRecord) -> Result<Config, RaftError> {
     config.validate().map_err(|error| RaftError::BadOption(error.to_string()))
 }
 
-/// Bootstraps a fresh group, and in a group of one takes the leadership and waits until all of the log is applied.
+/// Whether this member begins a new group with the others: the one with the lowest node id does.
+fn begins(options: &QuorumOptions) -> bool {
+    let lowest = options.initial_voters.iter().map(|(node, _)| *node).min();
+    options.initial_voters.len() > 1 && lowest == Some(options.node_id)
+}
+
+/// Whether this member is its whole group, and need ask nobody.
+async fn stands_alone(
+    raft: &Raft,
+    options: &QuorumOptions,
+    format: &FormatRecord,
+    pristine: bool,
+) -> Result<bool, RaftError> {
+    if pristine {
+        return Ok(options.initial_voters.iter().all(|(node, _)| *node == options.node_id));
+    }
+    // From the core itself: its metrics say nothing before it has run.
+    let membership = raft
+        .with_raft_state(|state| state.membership_state.effective().membership().clone())
+        .await
+        .map_err(|error| RaftError::Stopped(error.to_string()))?;
+    check_membership(&membership, options, format.incarnation())?;
+    Ok(membership.voter_ids().eq([options.node_id]))
+}
+
+/// Notes in FORMAT that the log has been begun, once something in it is synced. Until then an empty log is no lost one.
+async fn note_bootstrapped(host: Host, dir: PathBuf, mut format: FormatRecord, store: LogStore) {
+    if store.is_pristine() {
+        store.first_synced().await;
+    }
+    format.bootstrapped = true;
+    if let Err(error) = format.write(&host, &dir) {
+        // The next start does it; only the loss of the log alone would go unnoticed until then.
+        tracing::error!(%error, "FORMAT could not be written");
+    }
+}
+
+/// Gives the leadership to the voter that has most of the log, if this member has it.
+async fn hand_over(raft: &Raft, lead: &Lead) {
+    use openraft_rt::watch::WatchReceiver as _;
+    if !raft.is_leader() {
+        return;
+    }
+    let successor = {
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = |id: &u64| metrics.replication.as_ref().and_then(|all| all.get(id).copied().flatten());
+        let voters = metrics.membership_config.membership().voter_ids();
+        voters.filter(|id| *id != lead.me).max_by_key(|id| (matched(id), std::cmp::Reverse(*id)))
+    };
+    let Some(successor) = successor else { return };
+    tracing::info!(successor, "handing over the metadata leadership");
+    if raft.trigger().transfer_leader(successor).await.is_err() {
+        return;
+    }
+    let mut leader = lead.leader.clone();
+    let other = leader.wait_for(|leader| leader.id.is_some_and(|id| id != lead.me));
+    if tokio::time::timeout(HAND_OVER_TIMEOUT, other).await.is_err() {
+        tracing::warn!(successor, "nobody took the metadata leadership over; an election will find a leader");
+    }
+}
+
+/// In a group of one: begins it if it is fresh, takes the leadership and waits until all of the log is applied.
 async fn take_lead(
     raft: &Raft,
     machine: &Machine,
@@ -480,34 +721,29 @@ async fn take_lead(
     pristine: bool,
 ) -> Result<(), RaftError> {
     let stopped = |error: &dyn std::fmt::Display| RaftError::Stopped(error.to_string());
-    let me = Peer { incarnation: format.incarnation(), address: options.address.clone() };
     if pristine {
+        let me = Peer { incarnation: format.incarnation(), address: options.address.clone() };
         let members = BTreeMap::from([(options.node_id, me)]);
         raft.initialize(members).await.map_err(|error| stopped(&error))?;
     } else {
-        // From the core itself: its metrics say nothing before it has run.
-        let membership = raft
-            .with_raft_state(|state| state.membership_state.effective().membership().clone())
-            .await
-            .map_err(|error| stopped(&error))?;
-        check_membership(&membership, options, &me)?;
-        if !membership.voter_ids().eq([options.node_id]) {
-            return Ok(());
-        }
         raft.trigger().elect(false).await.map_err(|error| stopped(&error))?;
     }
     raft.wait(Some(START_TIMEOUT))
         .state(ServerState::Leader, "start")
         .await
         .map_err(|error| stopped(&error))?;
-    barrier::round(raft, machine).await.map_err(|error| stopped(&error))?;
+    barrier::round(raft, machine, None).await.map_err(|error| stopped(&error))?;
     Ok(())
 }
 
 /// Refuses a directory that the group knows under another incarnation.
-fn check_membership(membership: &Membership, options: &QuorumOptions, me: &Peer) -> Result<(), RaftError> {
+fn check_membership(
+    membership: &Membership,
+    options: &QuorumOptions,
+    incarnation: [u8; 16],
+) -> Result<(), RaftError> {
     match membership.get_node(&options.node_id) {
-        Some(peer) if peer.incarnation != me.incarnation => Err(RaftError::WrongDirectory {
+        Some(peer) if peer.incarnation != incarnation => Err(RaftError::WrongDirectory {
             path: options.dir.clone(),
             what: format!("the group knows node {} under another incarnation", options.node_id),
         }),

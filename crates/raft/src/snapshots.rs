@@ -106,13 +106,40 @@ pub(crate) struct SnapshotHandle {
 }
 
 impl SnapshotHandle {
+    /// Begins the file anew.
+    pub(crate) fn create(&self) -> io::Result<Box<dyn DiskFile>> {
+        self.remove()?;
+        self.disk.open(&self.path, Open::CREATE)
+    }
+
+    /// Removes the file, which may be gone already.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match self.disk.remove(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// The body, checked.
     pub(crate) fn read(&self) -> io::Result<Bytes> {
+        Ok(self.parse()?.1)
+    }
+
+    /// What is in it, after all of it was checked.
+    pub(crate) fn meta(&self) -> io::Result<SnapshotMeta> {
+        let meta = self.parse()?.0.meta();
+        meta.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))
+    }
+
+    /// The file, which can be read on after a newer snapshot has taken its place.
+    pub(crate) fn open(&self) -> io::Result<Box<dyn DiskFile>> {
+        self.disk.open(&self.path, Open::READ)
+    }
+
+    fn parse(&self) -> io::Result<(SnapshotHeader, Bytes)> {
         let bytes = Bytes::from(self.disk.read(&self.path)?);
-        let (_, body) = parse(&bytes).map_err(|e| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", self.path.display()))
-        })?;
-        Ok(body)
+        parse(&bytes)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", self.path.display())))
     }
 }
 
@@ -269,6 +296,11 @@ impl Snapshots {
     pub(crate) fn purgeable(&self) -> Option<LogId> {
         let kept = self.kept.lock();
         if kept.len() < KEPT { None } else { kept.first()?.meta.last_log_id }
+    }
+
+    /// Where a snapshot that is coming from another member is gathered. What is left of it goes at the next start.
+    pub(crate) fn incoming(&self, transfer: u64) -> SnapshotHandle {
+        self.handle_of(self.dir.join(format!("incoming-{transfer:016x}.tmp")))
     }
 
     pub(crate) fn handle_of(&self, path: impl Into<PathBuf>) -> SnapshotHandle {

@@ -5,16 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use isobar_metadata::{CommandResult, Entry as MetadataEntry, MetadataError};
-use openraft::impls::TokioRuntime;
 use openraft::raft::responder::Responder;
-use openraft_rt::deterministic_rng::DeterministicRng;
 use prost::Message as _;
 
-/// openraft's runtime: tokio's tasks and timers (which the simulator drives), randomness from one seed.
-///
-/// Every `select` of openraft is biased and no hash map's order reaches its behaviour, so that with this wrapper the
-/// only randomness left, the election timeout, comes from the seed as well.
-pub(crate) type Runtime = DeterministicRng<TokioRuntime>;
+use crate::runtime::Runtime;
 
 /// Isobar's instantiation of openraft.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

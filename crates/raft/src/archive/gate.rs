@@ -23,6 +23,20 @@ impl Gate {
         self.archived.store(through, Ordering::Release);
     }
 
+    /// Another member has archived so far; true if that is news.
+    pub(crate) fn raise(&self, through: u64) -> bool {
+        // Without an archive this is the highest number there is.
+        self.archived.fetch_max(through, Ordering::AcqRel) < through
+    }
+
+    /// How far the log is archived, as far as this member knows; 0: it does not, or there is no archive.
+    pub(crate) fn known(&self) -> u64 {
+        match self.archived.load(Ordering::Acquire) {
+            OFF => 0,
+            through => through,
+        }
+    }
+
     /// How far the log may be purged, of which the snapshots allow `upto` and which has `log_bytes`.
     pub(crate) fn allows(&self, upto: u64, log_bytes: u64) -> u64 {
         if log_bytes > self.lag_bytes { upto } else { upto.min(self.archived.load(Ordering::Acquire)) }

@@ -17,7 +17,8 @@ use super::small_options;
 use crate::log_store::LogStore;
 use crate::metrics::RaftMetrics;
 use crate::quorum::open_log;
-use crate::types::{Command, LogEntry, LogId, Runtime, Types, Vote, log_id};
+use crate::runtime::Runtime;
+use crate::types::{Command, LogEntry, LogId, Types, Vote, log_id};
 
 const DIR: &str = "/raft";
 

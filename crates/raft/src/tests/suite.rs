@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use super::{open_stores, small_options};
 use crate::log_store::LogStore;
 use crate::machine::MachineWorker;
-use crate::types::{Runtime, Types};
+use crate::runtime::Runtime;
+use crate::types::Types;
 
 /// Builds each store in a directory of its own.
 struct Builder {

@@ -1,0 +1,155 @@
+//! Members that come and go.
+//!
+//! A member comes as a learner: it gets the log, or a snapshot, and counts for nothing. When it has caught up it becomes a
+//! voter, by joint consensus. One change at a time; only the leader makes them. A change that was cut off leaves a learner, or
+//! a joint membership that the next change ends; asking again is always safe.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::errors::{ClientWriteError, RaftError as OpenraftError};
+
+use crate::formation;
+use crate::propose::Raft;
+use crate::remote::Remote;
+use crate::types::{Membership, Peer, Types};
+
+/// A change that is not committed by then goes on, or not; nobody waits for it.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for a learner that catches up.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A member of the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Its node id.
+    pub id: u64,
+    /// `host:port` where members reach it.
+    pub address: String,
+    /// Incarnation of its directory.
+    pub incarnation: [u8; 16],
+    /// False: a learner.
+    pub is_voter: bool,
+}
+
+/// Why the membership was not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MembershipError {
+    /// Nothing happened: this node does not lead. Ask the leader.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader's node id, if known here.
+        leader: Option<u64>,
+    },
+    /// Nothing happened: the new member does not answer, or not as one.
+    #[error("node {node} at {address}: {why}")]
+    Unreachable {
+        /// The new member.
+        node: u64,
+        /// Where it was looked for.
+        address: String,
+        /// What came of it.
+        why: String,
+    },
+    /// Nothing happened, and the same question gets the same answer.
+    #[error("{0}")]
+    Refused(String),
+    /// It may happen yet: look at the membership, and ask again.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+}
+
+fn refused(what: impl Display) -> MembershipError {
+    MembershipError::Refused(what.to_string())
+}
+
+/// Who belongs to the group, ascending by node id.
+pub(crate) fn list(membership: &Membership) -> Vec<MemberInfo> {
+    let voters: BTreeSet<u64> = membership.voter_ids().collect();
+    let member = |(id, peer): (&u64, &Peer)| MemberInfo {
+        id: *id,
+        address: peer.address.clone(),
+        incarnation: peer.incarnation,
+        is_voter: voters.contains(id),
+    };
+    membership.nodes().map(member).collect()
+}
+
+async fn changed<T>(
+    change: impl Future<Output = Result<T, OpenraftError<Types, ClientWriteError<Types>>>>,
+    timeout: Duration,
+) -> Result<(), MembershipError> {
+    match tokio::time::timeout(timeout, change).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(OpenraftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
+            Err(MembershipError::NotLeader { leader: forward.leader_id })
+        }
+        Ok(Err(OpenraftError::APIError(ClientWriteError::ChangeMembershipError(error)))) => {
+            Err(refused(error))
+        }
+        Ok(Err(error)) => Err(MembershipError::Unknown(error.to_string())),
+        Err(_) => Err(MembershipError::Unknown("not done in time".to_owned())),
+    }
+}
+
+fn effective(raft: &Raft) -> Membership {
+    use openraft_rt::watch::WatchReceiver as _;
+    raft.server_metrics().borrow_watched().membership_config.membership().clone()
+}
+
+/// Adds a learner and waits until it has caught up.
+pub(crate) async fn add_learner(
+    raft: &Raft,
+    remote: &Remote,
+    node: u64,
+    address: &str,
+) -> Result<(), MembershipError> {
+    let unreachable = |why: String| MembershipError::Unreachable { node, address: address.to_owned(), why };
+    let met = formation::meet(remote, node, address).await.map_err(|error| unreachable(error.to_string()))?;
+    match effective(raft).get_node(&node) {
+        Some(known) if known.incarnation != met.incarnation => {
+            return Err(refused(format!(
+                "node {node} is a member with another directory; ids are never reused"
+            )));
+        }
+        Some(known) if known.address != address => {
+            return Err(refused(format!("node {node} is a member at {}", known.address)));
+        }
+        Some(_) => {}
+        None if !met.pristine => {
+            return Err(refused(format!(
+                "node {node} has belonged to a group before; it must join as a new one"
+            )));
+        }
+        None => {}
+    }
+    let peer = Peer { incarnation: met.incarnation, address: address.to_owned() };
+    changed(raft.add_learner(node, peer, true), CATCH_UP_TIMEOUT).await
+}
+
+/// Makes a learner a voter.
+pub(crate) async fn promote(raft: &Raft, node: u64) -> Result<(), MembershipError> {
+    if effective(raft).get_node(&node).is_none() {
+        return Err(refused(format!("node {node} is no member")));
+    }
+    let change = ChangeMembers::AddVoterIds(BTreeSet::from([node]));
+    changed(raft.change_membership(change, false), CHANGE_TIMEOUT).await
+}
+
+/// Takes a voter or learner out of the group.
+pub(crate) async fn remove(raft: &Raft, node: u64) -> Result<(), MembershipError> {
+    let membership = effective(raft);
+    if membership.get_node(&node).is_none() {
+        return Ok(());
+    }
+    let nodes = BTreeSet::from([node]);
+    if membership.voter_ids().any(|voter| voter == node) {
+        // It goes for good, and does not stay as a learner.
+        let change = ChangeMembers::RemoveVoters(nodes);
+        return changed(raft.change_membership(change, false), CHANGE_TIMEOUT).await;
+    }
+    changed(raft.change_membership(ChangeMembers::RemoveNodes(nodes), false), CHANGE_TIMEOUT).await
+}
