@@ -312,9 +312,14 @@ impl Lane {
 
     /// True if it opened a chunk.
     fn push_one(&self, state: &mut State, batch: &Checked, waiting: &Arc<Waiting>) -> bool {
-        let is_full =
-            |open: &OpenChunk| !open.writer.fits(batch.bytes.len()) || open.slots.len() >= MAX_CHUNK_BATCHES;
-        if state.open.as_ref().is_some_and(is_full) {
+        let is_over = |open: &OpenChunk| {
+            !open.writer.fits(batch.bytes.len())
+                || open.slots.len() >= MAX_CHUNK_BATCHES
+                // What was taken in before a topic left this class and came back is refused, and no later batch covers it up:
+                // in between others of its producer went by another lane.
+                || open.class_epochs.get(&batch.key).is_some_and(|epoch| *epoch != batch.class_epoch)
+        };
+        if state.open.as_ref().is_some_and(is_over) {
             state.grown.extend(state.open.take());
         }
         let recent_bytes = state.recent_bytes;
