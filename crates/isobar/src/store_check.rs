@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use isobar_host::Host;
 use isobar_store::{
-    Bucket, BucketOptions, CredentialSource, Latencies, Probe, ProbeStep, StoreError, StoreKind,
+    Bucket, BucketOptions, Cause, CredentialSource, Latencies, Probe, ProbeStep, StoreError, StoreKind,
     StoreMetrics, StoreUrl, credential_source,
 };
 use serde_json::json;
@@ -218,7 +218,9 @@ async fn steps(report: &mut Report, probe: &mut Probe) -> Result<bool, Failure> 
 
 fn explain(step: ProbeStep, error: &StoreError, reads: bool) -> String {
     let hint = match step {
-        ProbeStep::Put if reads && matches!(error, StoreError::Refused { .. }) => {
+        ProbeStep::Put
+            if reads && matches!(error, StoreError::Refused { cause, .. } if *cause != Cause::Encryption) =>
+        {
             "\nListing works and writing does not: these credentials, or the bucket, are read-only."
         }
         _ => "",

@@ -99,7 +99,7 @@ impl Cause {
             Self::Unreachable => "the store cannot be reached",
             Self::Timeout => "no answer in time",
             Self::Region => "the bucket is in another region",
-            Self::Encryption => "the encryption key cannot be used",
+            Self::Encryption => "encryption at rest fails",
             Self::Unsupported => "the store does not support what Isobar needs",
             Self::Server => "the store failed",
             Self::OtherCluster => "the bucket belongs to another cluster",
@@ -182,6 +182,8 @@ pub(crate) struct Exchange {
     pub(crate) code: Option<String>,
     /// What a failed request for credentials met: its status, or the transport's words.
     pub(crate) credentials: Option<(Option<u16>, String)>,
+    /// The proxy of the URL, if no connection came about.
+    pub(crate) proxy: Option<String>,
 }
 
 /// How one attempt failed.
@@ -249,8 +251,9 @@ impl Failure {
         let text = chain_text(error);
         let code = exchange.code.clone().or_else(|| between(&text, "<Code>", "</Code>"));
         let cause = cause_of(error, &text, code.as_deref(), exchange);
-        // The bucket's absence is told as 404 too.
-        let not_found = matches!(error, Error::NotFound { .. }) && cause != Cause::NoBucket;
+        // The absence of a bucket or of a key to decrypt with is told as 404 too.
+        let not_found =
+            matches!(error, Error::NotFound { .. }) && !matches!(cause, Cause::NoBucket | Cause::Encryption);
         let exists = cause == Cause::Other
             && matches!(
                 error,
@@ -346,6 +349,7 @@ fn cause_of(error: &Error, text: &str, code: Option<&str>, exchange: &Exchange) 
 /// The clouds' error codes: S3 and GCS (XML), Azure (header `x-ms-error-code`).
 fn cause_of_code(code: &str, text: &str) -> Option<Cause> {
     Some(match code {
+        _ if is_of_encryption(code, text) => Cause::Encryption,
         "NoSuchBucket" | "ContainerNotFound" | "ContainerBeingDeleted" | "InvalidBucketName" => {
             Cause::NoBucket
         }
@@ -402,9 +406,22 @@ fn cause_of_code(code: &str, text: &str) -> Option<Cause> {
         "InternalError" | "OperationTimedOut" if text.contains("no space left") => Cause::Full,
         "InternalError" | "OperationTimedOut" => Cause::Server,
         "RequestTimeout" => Cause::Timeout,
-        code if code.starts_with("KMS.") || code.contains("Encryption") => Cause::Encryption,
         _ => return None,
     })
+}
+
+/// S3 has codes of its own for KMS; for the rest it, and MinIO, use general ones and say it in words.
+fn is_of_encryption(code: &str, text: &str) -> bool {
+    let said = || between(text, "<Message>", "</Message>").unwrap_or_default().to_ascii_lowercase();
+    match code {
+        "AccessDenied" => said().contains("perform: kms:"),
+        "InvalidRequest" | "InvalidArgument" | "NotImplemented" => {
+            ["server side encryption", "server-side encryption", "encryption method"]
+                .iter()
+                .any(|words| said().contains(words))
+        }
+        code => code.starts_with("KMS.") || code.starts_with("kms:") || code.contains("Encryption"),
+    }
 }
 
 /// Where the code says nothing (a HEAD has no body).
@@ -489,7 +506,11 @@ fn words(cause: Cause, code: Option<&str>, text: &str, exchange: &Exchange) -> S
         )
     } else if exchange.watched {
         // The transport's own words stand at the end, behind the URL.
-        text.rsplit_once(" - ").map_or(text, |(_, end)| end).to_owned()
+        let said = text.rsplit_once(" - ").map_or(text, |(_, end)| end);
+        match &exchange.proxy {
+            Some(proxy) => format!("with proxy={proxy}: {said}"),
+            None => said.to_owned(),
+        }
     } else {
         text.to_owned()
     };

@@ -35,7 +35,7 @@ pub(crate) struct Cloud {
 /// Builds the store that `url` names. Asks nothing of it yet.
 pub(crate) async fn open(host: &Host, url: &StoreUrl) -> Result<Cloud, StoreError> {
     install_tls();
-    let wire = Wire::new(host);
+    let wire = Wire::new(host, url.option("proxy"));
     let connector = Connector::new(wire.clone());
     let client = client_options(host, url)?;
     let store: Arc<dyn ObjectStore> = match url.kind {
@@ -201,6 +201,12 @@ fn encrypted(host: &Host, url: &StoreUrl, builder: AmazonS3Builder) -> Result<Am
                 )
             })?;
             let key = String::from_utf8_lossy(&read_pem(host, path)?).trim().to_owned();
+            // As long as 32 bytes are.
+            if key.len() != 44 || !key.ends_with('=') || key.ends_with("==") {
+                return Err(StoreError::Config(format!(
+                    "store URL: sse_c_key_file={path} does not hold 32 bytes in base64"
+                )));
+            }
             return Ok(builder.with_ssec_encryption(key));
         }
         Some(other) => {

@@ -157,6 +157,7 @@ async fn answers_become_causes() {
         (405, "MethodNotAllowed", Cause::ReadOnly, Refused, Refused),
         (301, "PermanentRedirect", Cause::Region, Refused, Refused),
         (400, "KMS.DisabledException", Cause::Encryption, Refused, Refused),
+        (404, "kms:KeyNotFound", Cause::Encryption, Refused, Refused),
         (501, "NotImplemented", Cause::Unsupported, Refused, Refused),
         (500, "InternalError", Cause::Server, MayHaveHappened, DidNotHappen),
         (502, "", Cause::Server, MayHaveHappened, DidNotHappen),

@@ -52,6 +52,8 @@ struct Shared {
     clients: AtomicUsize,
     store_client: AtomicUsize,
     skew_ms: AtomicI64,
+    /// What the URL says, without a password.
+    proxy: Option<String>,
 }
 
 struct HostClock(Host);
@@ -63,12 +65,17 @@ impl std::fmt::Debug for HostClock {
 }
 
 impl Wire {
-    pub(super) fn new(host: &Host) -> Self {
+    pub(super) fn new(host: &Host, proxy: Option<&str>) -> Self {
         Self(Arc::new(Shared {
             host: HostClock(host.clone()),
             clients: AtomicUsize::new(0),
             store_client: AtomicUsize::new(usize::MAX),
             skew_ms: AtomicI64::new(NO_SKEW),
+            proxy: proxy.map(|proxy| match (proxy.find("://"), proxy.rfind('@')) {
+                (Some(scheme), Some(at)) => format!("{}{}", &proxy[..scheme + 3], &proxy[at + 1..]),
+                (None, Some(at)) => proxy[at + 1..].to_owned(),
+                (_, None) => proxy.to_owned(),
+            }),
         }))
     }
 
@@ -137,7 +144,10 @@ impl HttpService for Watched {
             Ok(_) => note(|exchange| exchange.credentials = None),
             Err(error) if for_store => {
                 if matches!(error.kind(), HttpErrorKind::Connect) {
-                    note(|exchange| exchange.sent = false);
+                    note(|exchange| {
+                        exchange.sent = false;
+                        exchange.proxy.clone_from(&self.wire.0.proxy);
+                    });
                 }
             }
             Err(error) => {
