@@ -236,15 +236,20 @@ class Azurite(Store):
     def bucket(self, name):
         self._request("PUT", name, {"restype": "container"})
 
-    def keys(self, bucket, prefix=""):
+    def keys(self, bucket, prefix="", **more):
         found, marker = {}, ""
         while True:
-            query = {"restype": "container", "comp": "list", "prefix": prefix} | ({"marker": marker} if marker else {})
+            query = {"restype": "container", "comp": "list", "prefix": prefix} | more | ({"marker": marker} if marker else {})
             answer = self._request("GET", bucket, query)
             found |= {key: int(size) for key, size in texts(answer, "Blob", "Name", "Properties/Content-Length")}
             marker = xml.etree.ElementTree.fromstring(answer).findtext("NextMarker")
             if not marker:
                 return found
+
+    def blocks(self, container, key):
+        """Of how many blocks a blob was made."""
+        answer = self._request("GET", f"{container}/{key}", {"comp": "blocklist", "blocklisttype": "committed"})
+        return len(list(texts(answer, "Block", "Name")))
 
     def _request(self, method, container, query):
         date, version = email.utils.formatdate(usegmt=True), "2021-08-06"
