@@ -19,6 +19,7 @@ FORBIDDEN = {
     "metadata": _MACHINE,  # pure: no tasks, no clocks, no I/O
     "groups": _MACHINE,
     "protocol": _MACHINE - {"tracing"},  # bytes in, bytes out
+    "rpc": {"protocol", "kafka-protocol", "openraft", "object_store"},
     "journal": {"protocol", "rpc", "openraft", "object_store"},
     "raft": {"protocol", "kafka-protocol", "object_store"},
     "admin": {"protocol", "kafka-protocol", "broker"},

@@ -26,6 +26,9 @@ use crate::stream::Taker;
 /// What a call costs beyond its body.
 const CALL_BYTES: usize = 256;
 
+/// Places in the queue of calls that are over, at the least, before they are swept out.
+const SPARE_PLACES: usize = 64;
+
 type Callback = Box<dyn FnOnce(Result<Bytes, CallError>) + Send>;
 
 /// Answers a call: once, whatever happens. Dropped, it answers [`CallError::Stopped`].
@@ -130,7 +133,7 @@ impl Calls {
             closed.clone()
         } else if deadline <= now {
             CallError::NotSent("the deadline had passed".to_owned())
-        } else if !self.queue.is_empty() && self.queued_bytes + cost > self.limits.queue_bytes {
+        } else if self.queued_bytes > 0 && self.queued_bytes + cost > self.limits.queue_bytes {
             CallError::NotSent(format!("{} bytes wait for this peer already", self.queued_bytes))
         } else if self.waiting.len() >= self.limits.calls {
             CallError::NotSent(format!("{} calls wait for this peer already", self.waiting.len()))
@@ -184,6 +187,10 @@ impl Calls {
         let waiting = self.waiting.remove(&id)?;
         if let Some(frame) = &waiting.frame {
             self.queued_bytes -= frame.body_bytes() + CALL_BYTES;
+            // Places of calls that are over must not heap up behind one that waits long.
+            if self.queue.len() > 2 * self.waiting.len() + SPARE_PLACES {
+                self.queue.retain(|id| self.waiting.contains_key(id));
+            }
         }
         if let Some(deadline) = waiting.deadline {
             self.deadlines.remove(&(deadline, id));

@@ -43,6 +43,8 @@ pub(crate) struct Identity {
     pub(crate) key: hmac::Key,
     pub(crate) max_message_bytes: u32,
     pub(crate) versions: (u16, u16),
+    /// Bits of what may be used if both ends know it.
+    pub(crate) features: u64,
 }
 
 /// What both ends have agreed on.
@@ -70,6 +72,7 @@ struct Hello {
 
 struct Challenge {
     version: u16,
+    features: u64,
     max_message_bytes: u32,
     node_id: i32,
     cluster_id: String,
@@ -87,7 +90,7 @@ pub(crate) async fn call<S: AsyncRead + AsyncWrite + Unpin>(
     let mut hello = vec![HELLO];
     hello.extend(me.versions.0.to_le_bytes());
     hello.extend(me.versions.1.to_le_bytes());
-    hello.extend(0_u64.to_le_bytes());
+    hello.extend(me.features.to_le_bytes());
     hello.extend(me.max_message_bytes.to_le_bytes());
     hello.push(channel as u8);
     hello.extend(me.node_id.to_le_bytes());
@@ -100,13 +103,16 @@ pub(crate) async fn call<S: AsyncRead + AsyncWrite + Unpin>(
     let answer = receive(stream, CHALLENGE).await?;
     let challenge = Challenge::parse(&answer)?;
     if challenge.cluster_id != me.cluster_id {
-        return Err(other_cluster(challenge.cluster_id, me));
+        return Err(other_cluster(&challenge.cluster_id, me));
     }
     if challenge.node_id != to {
         return Err(HandshakeError::OtherNode { found: challenge.node_id, wanted: to });
     }
     if !(me.versions.0..=me.versions.1).contains(&challenge.version) {
         return Err(HandshakeError::Malformed("a version that was not offered"));
+    }
+    if challenge.features & !me.features != 0 {
+        return Err(HandshakeError::Malformed("a feature that was not offered"));
     }
     let proofs = Proofs { key: &me.key, hello: &hello, challenge: &answer };
     send(stream, &proofs.message(b"caller")).await?;
@@ -178,7 +184,7 @@ async fn take_or_not<S: AsyncRead + AsyncWrite + Unpin>(
         });
     }
     if hello.cluster_id != me.cluster_id {
-        return Err(other_cluster(hello.cluster_id, me));
+        return Err(other_cluster(&hello.cluster_id, me));
     }
     if hello.to != me.node_id {
         return Err(HandshakeError::OtherNode { found: me.node_id, wanted: hello.to });
@@ -186,8 +192,7 @@ async fn take_or_not<S: AsyncRead + AsyncWrite + Unpin>(
     let channel = Channel::from_wire(hello.channel).ok_or(HandshakeError::Malformed("an unknown channel"))?;
     let mut challenge = vec![CHALLENGE];
     challenge.extend(version.to_le_bytes());
-    // No feature is known yet: of those offered, none is taken.
-    challenge.extend((hello.features & 0).to_le_bytes());
+    challenge.extend((hello.features & me.features).to_le_bytes());
     challenge.extend(me.max_message_bytes.to_le_bytes());
     challenge.extend(me.node_id.to_le_bytes());
     put_str(&mut challenge, &me.cluster_id);
@@ -250,8 +255,9 @@ impl Proofs<'_> {
     }
 }
 
-fn other_cluster(theirs: String, me: &Identity) -> HandshakeError {
-    HandshakeError::OtherCluster { theirs, ours: me.cluster_id.clone() }
+/// Said in logs before anything is proved: without control characters.
+fn other_cluster(theirs: &str, me: &Identity) -> HandshakeError {
+    HandshakeError::OtherCluster { theirs: theirs.escape_debug().to_string(), ours: me.cluster_id.clone() }
 }
 
 fn random(host: &Host) -> [u8; 32] {
@@ -324,11 +330,9 @@ impl Challenge {
         let mut fields = Fields(&message[1..]);
         let version = u16::from_le_bytes(fields.array()?);
         let features = u64::from_le_bytes(fields.array()?);
-        if features != 0 {
-            return Err(HandshakeError::Malformed("a feature that was not offered"));
-        }
         let challenge = Self {
             version,
+            features,
             max_message_bytes: u32::from_le_bytes(fields.array()?),
             node_id: i32::from_le_bytes(fields.array()?),
             cluster_id: fields.text()?,

@@ -28,10 +28,12 @@ mod calls;
 mod error;
 mod frame;
 mod handshake;
+mod inbound;
 mod line;
 mod link;
 mod metrics;
 mod options;
+mod reply;
 mod rpc;
 mod serve;
 mod stream;
@@ -42,8 +44,9 @@ mod tests;
 pub use error::{CallError, Refusal, RpcError, StreamError, codes};
 pub use metrics::{ChannelLabels, ReasonLabels, ResultLabels, RpcMetrics};
 pub use options::{MIN_SECRET_BYTES, RpcOptions, Secret};
+pub use reply::{Outgoing, Reply};
 pub use rpc::{Peer, Rpc};
-pub use serve::{Caller, Outgoing, Reply, Service};
+pub use serve::{Caller, Service};
 pub use stream::Incoming;
 
 /// What a connection is for; each has its own.

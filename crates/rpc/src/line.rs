@@ -12,6 +12,7 @@
 //! each with jitter. A call that comes meanwhile waits for the next attempt, whose failure is its own (`NotSent`): callers
 //! that retry are held to the pace of the attempts. A refused handshake is retried as any other failure is.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -201,7 +202,7 @@ impl Line {
             self.wake.notified().await;
         }
         let mut failures = 0_u32;
-        let mut told = None;
+        let mut told = BTreeSet::new();
         loop {
             let wait = self.shared.options.connect_timeout;
             let made = timeout(wait, self.connect()).await.unwrap_or(Err(HandshakeError::TimedOut));
@@ -213,7 +214,7 @@ impl Line {
                         channel = self.channel.name(),
                         "connected"
                     );
-                    told = None;
+                    told.clear();
                     let began = Instant::now();
                     let why = self.run(conn, agreed).await;
                     tracing::info!(node = self.node_id, address = self.address, channel = self.channel.name(), %why, "disconnected");
@@ -223,7 +224,7 @@ impl Line {
                 Err(error) => {
                     self.shared.options.metrics.failed_handshake("out", error.name());
                     // Each kind of failure once, until a connection stands.
-                    if told.replace(error.name()) != Some(error.name()) {
+                    if told.insert(error.name()) {
                         tracing::warn!(node = self.node_id, address = self.address, channel = self.channel.name(), %error, "cannot connect");
                     }
                     self.fail(&format!("node {} at {}: {error}", self.node_id, self.address));

@@ -171,6 +171,8 @@ pub(crate) async fn run<S: Side>(
     let reader = spawner.spawn("rpc-reader", {
         let (link, side) = (Arc::clone(link), Arc::clone(side));
         async move {
+            // Also where a service or a callback panics.
+            let _ends = EndOnDrop(&link, "a service panicked");
             let why = tokio::select! {
                 biased;
                 why = link.ended() => why,
@@ -179,7 +181,7 @@ pub(crate) async fn run<S: Side>(
             link.end(why);
         }
     });
-    let _ends = EndOnDrop(link);
+    let _ends = EndOnDrop(link, "dropped");
     let why = tokio::select! {
         biased;
         why = link.ended() => why,
@@ -187,9 +189,7 @@ pub(crate) async fn run<S: Side>(
         why = write_frames(link, write, sealer, &**side) => why,
     };
     link.end(why.clone());
-    if !reader.join().await {
-        return Ended::Here("a service panicked");
-    }
+    reader.join().await;
     if let Ended::Frame(_) = why {
         link.metrics.malformed.inc();
     }
@@ -199,12 +199,12 @@ pub(crate) async fn run<S: Side>(
     why
 }
 
-/// The reader must not outlive [`run`], also where that is dropped.
-struct EndOnDrop<'a>(&'a Link);
+/// Neither half of a connection outlives the other, however it goes.
+struct EndOnDrop<'a>(&'a Link, &'static str);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.end(Ended::Here("dropped"));
+        self.0.end(Ended::Here(self.1));
     }
 }
 
@@ -271,7 +271,7 @@ async fn read_body(
     while body.len() < head.body_bytes {
         let left = head.body_bytes - body.len();
         if body.len() == body.capacity() {
-            body.reserve_exact(left.min(body.len().max(FIRST_BODY_BYTES)));
+            body.reserve_exact(next_room(body.len(), left));
         }
         let had = body.len();
         let room = left.min(body.capacity() - had);
@@ -285,9 +285,15 @@ async fn read_body(
     Ok(Bytes::from(body))
 }
 
+/// Memory for the next bytes of a body: as much as has come, and never all that was told at once.
+pub(crate) fn next_room(have_bytes: usize, left_bytes: usize) -> usize {
+    left_bytes.min(have_bytes.max(FIRST_BODY_BYTES))
+}
+
 /// Frames on their way to the socket.
+#[derive(Default)]
 pub(crate) struct Batch {
-    frames: Vec<Frame>,
+    pub(crate) frames: Vec<Frame>,
     body_bytes: usize,
 }
 
@@ -306,7 +312,7 @@ async fn write_frames<S: Side>(link: &Link, mut write: WriteHalf, mut sealer: Se
     let interval = link.pace.ping_interval;
     let mut sent = Instant::now();
     let mut idle = std::pin::pin!(sleep(interval));
-    let mut batch = Batch { frames: Vec::new(), body_bytes: 0 };
+    let mut batch = Batch::default();
     let mut heads = BytesMut::new();
     loop {
         if let Some(token) = link.pong.lock().take() {

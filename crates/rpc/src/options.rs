@@ -111,7 +111,7 @@ impl RpcOptions {
         if self.max_message_bytes == 0 || self.max_message_bytes > 1 << 30 {
             return wrong("the largest message must be of 1 byte to 1 GiB");
         }
-        if self.stream_window_bytes == 0 || self.stream_window_bytes > crate::serve::MAX_WINDOW_BYTES {
+        if self.stream_window_bytes == 0 || self.stream_window_bytes > crate::inbound::MAX_WINDOW_BYTES {
             return wrong("a stream's window must be of 1 byte to 256 MiB");
         }
         if self.max_inbound_bytes < 4 || self.ping_interval.is_zero() || self.dead_after <= self.ping_interval

@@ -81,6 +81,7 @@ impl Rpc {
                 key: options.secret.key().clone(),
                 max_message_bytes: u32::try_from(options.max_message_bytes).unwrap_or(u32::MAX),
                 versions: VERSIONS,
+                features: 0,
             },
             server: Server::new(options.max_inbound_bytes),
             stopped: Flag::default(),
