@@ -535,9 +535,13 @@ fn command_of(sealed: &SealedChunk, stream: StreamId, durable: Durable) -> Commi
     });
     let partitions = partitions.collect();
     match durable {
-        Durable::Wal => {
-            CommitChunk { stream, chunk: sealed.chunk.number(), acknowledged: 1, partitions, object: None }
-        }
+        Durable::Wal(acked) => CommitChunk {
+            stream,
+            chunk: sealed.chunk.number(),
+            acknowledged: acked.acknowledged,
+            partitions,
+            object: None,
+        },
         Durable::Object(placed) => CommitChunk {
             partitions,
             object: Some(ChunkObject {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use isobar_metadata::StreamId;
 use isobar_store::{ChunkStore, PlacedChunk, StoreError};
-use isobar_wal::{Chunk, Wal, WalError};
+use isobar_wal::{Acked, Chunk, Wal, WalError};
 
 /// The largest chunk of the class `object`: above the largest frame, so that every batch that a client can send fits.
 const MAX_OBJECT_CHUNK_BYTES: usize = 128 << 20;
@@ -27,7 +27,7 @@ pub(crate) enum Sink {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Durable {
     /// On the stream's replicas.
-    Wal,
+    Wal(Acked),
     /// In a store.
     Object(PlacedChunk),
 }
@@ -80,10 +80,7 @@ impl Sink {
     ) {
         match self {
             Self::Wal { wal, .. } => {
-                wal.append(
-                    chunk,
-                    Box::new(move |result| done(result.map(|()| Durable::Wal).map_err(of_wal))),
-                );
+                wal.append(chunk, Box::new(move |result| done(result.map(Durable::Wal).map_err(of_wal))));
             }
             Self::Object(chunks) => {
                 let done = move |result: Result<PlacedChunk, StoreError>| {

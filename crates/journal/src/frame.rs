@@ -328,6 +328,12 @@ impl Frame {
         Self { bytes: Bytes::copy_from_slice(&self.bytes), header: self.header }
     }
 
+    /// Whether both hold the same, wherever and whenever they were written.
+    pub fn has_content_of(&self, other: &Self) -> bool {
+        let content = |frame: &Self| Header { stamp: Stamp::default(), ..frame.header };
+        content(self) == content(other) && self.bytes.get(HEADER_BYTES..) == other.bytes.get(HEADER_BYTES..)
+    }
+
     pub fn kind(&self) -> u8 {
         self.header.kind
     }

@@ -248,6 +248,12 @@ struct Inner {
 impl Chunk {
     /// Reads the table of a chunk that came back from a journal, whose CRCs the journal has checked.
     pub fn from_frame(frame: Frame) -> Result<Self, WalError> {
+        let memory_bytes = frame.len() as usize;
+        Self::in_buffer(frame, memory_bytes)
+    }
+
+    /// As [`from_frame`](Self::from_frame), of a frame that lies in a buffer of `memory_bytes`.
+    pub(crate) fn in_buffer(frame: Frame, memory_bytes: usize) -> Result<Self, WalError> {
         if frame.kind() != FRAME_KIND {
             return Err(WalError::Corrupt(format!("a frame of kind {} is no chunk", frame.kind())));
         }
@@ -255,7 +261,6 @@ impl Chunk {
             (0..frame.section_count()).map(|i| frame.section_range(i).len() as u32).collect();
         let table = Table::decode(&frame.meta(), &sections)?;
         let batch_bytes = sections.iter().map(|&bytes| u64::from(bytes)).sum();
-        let memory_bytes = frame.len() as usize;
         Ok(Self(Arc::new(Inner { frame, table, batch_bytes, memory_bytes })))
     }
 

@@ -1,4 +1,4 @@
-//! What every [`Wal`] must do: one suite for the local replica and, later, for the quorum writer.
+//! What every [`Wal`] must do: one suite for the local replica and for the quorum writer.
 
 #![expect(clippy::unwrap_used, reason = "a test suite: a panic is its answer")]
 
@@ -16,7 +16,7 @@ use isobar_protocol::records::BatchBuilder;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::{BatchInfo, Chunk, ChunkWriter, Wal, WalError};
+use crate::{Acked, BatchInfo, Chunk, ChunkWriter, Wal, WalError};
 
 /// A partition of a made-up topic.
 pub fn key(topic: u8, partition: i32) -> PartitionKey {
@@ -74,14 +74,19 @@ pub fn released(stream: StreamId, chunks: &[u64]) -> EffectKind {
     EffectKind::Released(Released { stream, chunks: chunks.to_vec() })
 }
 
-/// A stream was opened or closed.
+/// A stream on one replica was opened or closed.
 pub fn stream_changed(stream: StreamId, directory: DirectoryId, closed: bool) -> EffectKind {
+    stream_on(stream, &[directory], closed)
+}
+
+/// A stream on this ensemble, with a majority as its write quorum, was opened or closed.
+pub fn stream_on(stream: StreamId, ensemble: &[DirectoryId], closed: bool) -> EffectKind {
     EffectKind::Stream(StreamRecord {
         stream,
         session: SessionId(1),
         lane: LaneId(1),
-        ensemble: vec![directory],
-        write_quorum: 1,
+        ensemble: ensemble.to_vec(),
+        write_quorum: ensemble.len() as u32 / 2 + 1,
         closed,
         last_chunk: 0,
         committed: false,
@@ -89,25 +94,28 @@ pub fn stream_changed(stream: StreamId, directory: DirectoryId, closed: bool) ->
 }
 
 /// Appends and waits.
-pub async fn append(wal: &dyn Wal, chunk: Chunk) -> Result<(), WalError> {
+pub async fn append(wal: &dyn Wal, chunk: Chunk) -> Result<Acked, WalError> {
     let (tell, done) = oneshot::channel();
     wal.append(chunk, Box::new(move |result| drop(tell.send(result))));
     done.await.unwrap_or_else(|_| Err(WalError::Failed("the callback was dropped".to_owned())))
 }
 
-/// Runs every case, each on a WAL of its own. `open` gives an empty WAL and a directory that its ensembles name.
-pub async fn suite<F: Future<Output = (Arc<dyn Wal>, DirectoryId)>>(mut open: impl FnMut() -> F) {
-    let stream = StreamId(7);
+/// The streams that the suite appends to or reads from: a WAL that must know them beforehand is told of these.
+pub const STREAMS: [StreamId; 3] = [StreamId(7), StreamId(8), StreamId(9)];
+
+/// Runs every case, each on a WAL of its own. `open` gives an empty WAL and the ensemble of its streams.
+pub async fn suite<F: Future<Output = (Arc<dyn Wal>, Vec<DirectoryId>)>>(mut open: impl FnMut() -> F) {
+    let stream = STREAMS[0];
     let (wal, _) = open().await;
     reads_what_was_appended(&*wal, stream).await;
     let (wal, _) = open().await;
     answers_in_order(&*wal, stream).await;
     let (wal, _) = open().await;
     refuses_gaps(&*wal, stream).await;
-    let (wal, directory) = open().await;
-    drops_on_metadatas_word_only(&*wal, stream, directory).await;
-    let (wal, directory) = open().await;
-    a_closed_stream_takes_nothing(&*wal, stream, directory).await;
+    let (wal, ensemble) = open().await;
+    drops_on_metadatas_word_only(&*wal, stream, &ensemble).await;
+    let (wal, ensemble) = open().await;
+    a_closed_stream_takes_nothing(&*wal, stream, &ensemble).await;
 }
 
 async fn reads_what_was_appended(wal: &dyn Wal, stream: StreamId) {
@@ -166,8 +174,8 @@ async fn refuses_gaps(wal: &dyn Wal, stream: StreamId) {
     assert_eq!(wal.read(stream, 2, 0..1).await, Err(WalError::NotFound));
 }
 
-async fn drops_on_metadatas_word_only(wal: &dyn Wal, stream: StreamId, directory: DirectoryId) {
-    wal.follow(&effects(vec![stream_changed(stream, directory, false)]));
+async fn drops_on_metadatas_word_only(wal: &dyn Wal, stream: StreamId, ensemble: &[DirectoryId]) {
+    wal.follow(&effects(vec![stream_on(stream, ensemble, false)]));
     for number in 0..6 {
         append(wal, small_chunk(stream, number)).await.unwrap();
     }
@@ -189,7 +197,7 @@ async fn drops_on_metadatas_word_only(wal: &dyn Wal, stream: StreamId, directory
     // Told twice, as after a reconnect.
     wal.follow(&effects(vec![committed(stream, 0, 1), released(stream, &[0]), committed(stream, 4, 1)]));
     here(&[3, 4, 5]).await;
-    wal.follow(&effects(vec![stream_changed(stream, directory, true)]));
+    wal.follow(&effects(vec![stream_on(stream, ensemble, true)]));
     here(&[3, 4]).await;
     wal.follow(&effects(vec![released(stream, &[3])]));
     here(&[4]).await;
@@ -197,9 +205,9 @@ async fn drops_on_metadatas_word_only(wal: &dyn Wal, stream: StreamId, directory
     here(&[]).await;
 }
 
-async fn a_closed_stream_takes_nothing(wal: &dyn Wal, stream: StreamId, directory: DirectoryId) {
+async fn a_closed_stream_takes_nothing(wal: &dyn Wal, stream: StreamId, ensemble: &[DirectoryId]) {
     append(wal, small_chunk(stream, 0)).await.unwrap();
-    wal.follow(&effects(vec![committed(stream, 0, 1), stream_changed(stream, directory, true)]));
+    wal.follow(&effects(vec![committed(stream, 0, 1), stream_on(stream, ensemble, true)]));
     assert_eq!(append(wal, small_chunk(stream, 1)).await, Err(WalError::Closed));
     assert!(wal.read(stream, 0, 0..1).await.is_ok());
     wal.follow(&effects(vec![

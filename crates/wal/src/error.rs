@@ -6,6 +6,9 @@ pub enum WalError {
     /// The chunk, or a batch of it, is not here. The location is stale: resolve it anew. Never an empty answer.
     #[error("not found in the WAL")]
     NotFound,
+    /// Not found where it could be looked for, but not every replica that may have it has answered. Try again; it proves nothing.
+    #[error("not every replica has answered: {0}")]
+    Unavailable(String),
     /// No room on the disk until chunks are released. The chunk's number is not used up; try again later.
     #[error("the WAL is full")]
     Full,

@@ -50,6 +50,8 @@ struct Stream {
     /// the stream goes on from here once they have.
     refused_from: Option<u64>,
     closed: bool,
+    /// Some of it was found on disk at start.
+    recovered: bool,
     /// Numbers below this were settled by a commit: their entries are named or gone.
     settled: u64,
     chunks: BTreeMap<u64, Entry>,
@@ -68,6 +70,9 @@ pub(crate) struct Index {
     forgotten: BTreeSet<StreamId>,
     /// All up to this one are forgotten or were never opened here.
     forgotten_floor: Option<StreamId>,
+    /// The newest stream that metadata has told of. One that is not newer and not known here is forgotten, or was opened
+    /// elsewhere: what comes late for it would be garbage that nothing ever drops.
+    newest_told: Option<StreamId>,
     chunks: u64,
     bytes: u64,
 }
@@ -95,7 +100,10 @@ impl Index {
     pub(crate) fn check(&self, (stream, number): ChunkId) -> Result<(), WalError> {
         let (next, closed, refusing) = match self.streams.get(&stream) {
             Some(stream) => (stream.next, stream.closed, stream.refused_from.is_some()),
-            None => (0, Some(stream) <= self.forgotten_floor || self.forgotten.contains(&stream), false),
+            None => {
+                let told = self.forgotten_floor.max(self.newest_told);
+                (0, Some(stream) <= told || self.forgotten.contains(&stream), false)
+            }
         };
         if closed {
             Err(WalError::Closed)
@@ -165,6 +173,7 @@ impl Index {
         self.drop_chunk(id, &mut Vec::new());
         let stream = self.streams.entry(id.0).or_default();
         stream.next = stream.next.max(id.1 + 1);
+        stream.recovered = true;
         stream.chunks.insert(id.1, Entry { place: None, named: false });
         self.enter(id, place);
     }
@@ -181,13 +190,19 @@ impl Index {
         true
     }
 
-    /// Brings what was recovered in line with metadata, before effects are followed. Returns what was dropped.
+    /// Brings what is here in line with metadata. The image must be as new as anything that was followed, and as what was on the
+    /// disk at start. Returns what was dropped.
     pub(crate) fn reconcile(&mut self, image: &Image) -> Vec<ChunkId> {
         let mut dropped = Vec::new();
+        let newest = image.streams().map(|truth| truth.record.stream).max();
+        self.newest_told = self.newest_told.max(newest);
         let ids: Vec<StreamId> = self.streams.keys().copied().collect();
         for id in ids {
             let Some(truth) = image.stream(id) else {
-                self.forget(id, &mut dropped);
+                // A stream that is newer than the image is not forgotten: others began it while this one was starting.
+                if self.streams[&id].recovered || Some(id) <= self.newest_told {
+                    self.forget(id, &mut dropped);
+                }
                 continue;
             };
             let numbers: Vec<u64> = self.streams[&id].chunks.keys().copied().collect();
@@ -256,6 +271,9 @@ impl Index {
     }
 
     fn stream_changed(&mut self, record: &StreamRecord, dropped: &mut Vec<ChunkId>) {
+        if !record.closed {
+            self.newest_told = self.newest_told.max(Some(record.stream));
+        }
         if !record.ensemble.contains(&self.directory) {
             return;
         }

@@ -11,12 +11,18 @@
 mod chunk;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod ensemble;
 mod error;
 mod index;
+mod member;
 mod metrics;
+mod quorum;
+mod remote;
 mod replica;
+mod service;
 mod table;
 mod tail;
+mod wire;
 
 use std::ops::Range;
 
@@ -29,12 +35,29 @@ pub use chunk::{
     BatchInfo, Chunk, ChunkBatch, ChunkPartition, ChunkWriter, FRAME_KIND, NO_PRODUCER_EPOCH, NO_PRODUCER_ID,
     NO_SEQUENCE,
 };
+pub use ensemble::{Candidate, TooFewReplicas, choose_ensemble};
 pub use error::WalError;
-pub use metrics::{ReadLabels, WalMetrics};
+pub use member::Replica;
+pub use metrics::{LeftLabels, QuorumMetrics, ReadLabels, WalMetrics};
+pub use quorum::{Directories, ENSEMBLE_MAX, Found, Limits, QuorumOptions, QuorumWal, Standing};
+pub use remote::{RemoteOptions, RemoteReplica};
 pub use replica::{LocalReplica, ReplicaOptions};
+pub use service::WalService;
+
+/// That a chunk is durable on a write quorum of its stream's replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acked {
+    /// The replicas that have synced it by now, as bits by their position in the stream's ensemble: what its commit says.
+    pub acknowledged: u32,
+}
+
+impl Acked {
+    /// By the one replica of an ensemble of one.
+    pub const ALONE: Self = Self { acknowledged: 1 };
+}
 
 /// Called once an append is durable or has failed.
-pub type AppendDone = Box<dyn FnOnce(Result<(), WalError>) + Send>;
+pub type AppendDone = Box<dyn FnOnce(Result<Acked, WalError>) + Send>;
 
 /// What a broker writes chunks to and reads them from: one replica, or a quorum of them.
 #[async_trait]

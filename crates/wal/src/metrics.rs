@@ -96,3 +96,92 @@ impl WalMetrics {
         self.reads.get_or_create(&ReadLabels { from }).inc();
     }
 }
+
+/// Why a replica was left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LeftLabels {
+    /// `slow`, `failed`.
+    pub reason: &'static str,
+}
+
+/// Metrics of the quorum writer. A clone counts into the same.
+#[derive(Debug, Clone)]
+pub struct QuorumMetrics {
+    /// Seconds from append to a write quorum.
+    pub append_latency: Histogram,
+    /// Appends refused because too few replicas had room.
+    pub full: Counter,
+    /// Appends that ended with a broken stream.
+    pub broken_appends: Counter,
+    /// Streams that fewer than a write quorum were left of.
+    pub broken_streams: Counter,
+    /// Replicas left behind.
+    pub left_behind: Family<LeftLabels, Counter>,
+    /// Reads, by `memory`, `local`, `remote`, `not_found`, `error`.
+    pub reads: Family<ReadLabels, Counter>,
+    /// Reads for which a second replica was asked because the first was slow.
+    pub hedged: Counter,
+    /// Bytes of chunks held for this node's readers.
+    pub memory_bytes: Gauge,
+}
+
+impl Default for QuorumMetrics {
+    fn default() -> Self {
+        Self {
+            // 50 µs to 1.6 s.
+            append_latency: Histogram::new(exponential_buckets(0.00005, 2.0, 16)),
+            full: Counter::default(),
+            broken_appends: Counter::default(),
+            broken_streams: Counter::default(),
+            left_behind: Family::default(),
+            reads: Family::default(),
+            hedged: Counter::default(),
+            memory_bytes: Gauge::default(),
+        }
+    }
+}
+
+impl QuorumMetrics {
+    /// Adds them under `isobar_wal_quorum_…`.
+    pub fn register(&self, registry: &mut Registry) {
+        let quorum = registry.sub_registry_with_prefix("isobar_wal_quorum");
+        quorum.register_with_unit(
+            "append",
+            "Time from append to a write quorum",
+            Unit::Seconds,
+            self.append_latency.clone(),
+        );
+        quorum.register("full", "Appends refused because too few replicas had room", self.full.clone());
+        quorum.register(
+            "broken_appends",
+            "Appends that ended with a broken stream",
+            self.broken_appends.clone(),
+        );
+        quorum.register(
+            "broken_streams",
+            "Streams of which fewer than a write quorum were left",
+            self.broken_streams.clone(),
+        );
+        quorum.register("left_behind", "Replicas left behind, by reason", self.left_behind.clone());
+        quorum.register("reads", "Reads by where they were answered from", self.reads.clone());
+        quorum.register(
+            "hedged_reads",
+            "Reads that asked a second replica beside a slow one",
+            self.hedged.clone(),
+        );
+        quorum.register_with_unit(
+            "memory",
+            "Chunks held in memory for readers on this node",
+            Unit::Bytes,
+            self.memory_bytes.clone(),
+        );
+    }
+
+    pub(crate) fn read_from(&self, from: &'static str) {
+        self.reads.get_or_create(&ReadLabels { from }).inc();
+    }
+
+    pub(crate) fn left_behind(&self, is_slow: bool) {
+        self.left_behind.get_or_create(&LeftLabels { reason: if is_slow { "slow" } else { "failed" } }).inc();
+    }
+}

@@ -23,6 +23,7 @@
 //!
 //! Accepted leaks: a segment with one needed chunk keeps its place on disk until that chunk is released.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,7 +41,7 @@ use tokio::time::Instant;
 
 use crate::index::{ChunkId, Index, Place};
 use crate::tail::Tail;
-use crate::{AppendDone, Chunk, FRAME_KIND, Wal, WalError, WalMetrics};
+use crate::{Acked, AppendDone, Chunk, FRAME_KIND, Wal, WalError, WalMetrics};
 
 const INCARNATION_FILE: &str = "incarnation";
 const JOURNAL_DIR: &str = "journal";
@@ -91,6 +92,8 @@ struct Shared {
 struct State {
     index: Index,
     tail: Tail,
+    /// Chunks whose append has not ended, and who else waits for it ([`LocalReplica::append_again`]).
+    under_way: BTreeMap<ChunkId, (Chunk, Vec<AppendDone>)>,
 }
 
 impl LocalReplica {
@@ -125,7 +128,7 @@ impl LocalReplica {
             journal,
             options,
             metrics,
-            state: Mutex::new(State { index, tail }),
+            state: Mutex::new(State { index, tail, under_way: BTreeMap::new() }),
             reconciled: AtomicBool::new(false),
         };
         let replica = Self { shared: Arc::new(shared) };
@@ -138,7 +141,11 @@ impl LocalReplica {
         self.shared.directory
     }
 
-    /// Drops what metadata no longer needs of what was recovered. Once, before effects newer than `image` are followed.
+    /// Drops what metadata no longer needs. At start, before effects newer than `image` are followed, and again whenever
+    /// effects were missed (a snapshot was installed).
+    ///
+    /// The image must come from after a read barrier of this life: a stream of which there are chunks on this disk, and of which the
+    /// image knows nothing, is taken to be forgotten.
     pub fn reconcile(&self, image: &Image) {
         let shared = &self.shared;
         let mut state = shared.state.lock();
@@ -162,6 +169,41 @@ impl LocalReplica {
     /// Writes and syncs what is under way, takes nothing more, and answers when nothing touches the disk any more.
     pub async fn close(&self) {
         self.shared.journal.close().await;
+    }
+
+    /// Why it takes no appends any more, if it does not.
+    pub(crate) fn failure(&self) -> Option<WalError> {
+        match self.shared.journal.refusal() {
+            None | Some(JournalError::DiskFull) => None,
+            Some(error) => Some(of_append(&error)),
+        }
+    }
+
+    /// As [`Wal::append`], but for a caller that may ask twice, because an answer can be lost on its way: a chunk that is here
+    /// already, the same to the byte, is acknowledged again. Another chunk of that number is a [`WalError::Gap`].
+    pub(crate) fn append_again(&self, chunk: Chunk, done: AppendDone) {
+        let id = (chunk.stream(), chunk.number());
+        {
+            let mut state = self.shared.state.lock();
+            if let Some((known, waiting)) = state.under_way.get_mut(&id) {
+                if known.frame().has_content_of(chunk.frame()) {
+                    return waiting.push(done);
+                }
+            } else if state.index.place(id).is_none() {
+                drop(state);
+                return Wal::append(self, chunk, done);
+            }
+        }
+        let replica = self.clone();
+        self.shared.host.spawn("wal-append-again", async move {
+            let expected = id.1 + 1;
+            let answer = match replica.shared.chunk(id).await {
+                Ok(known) if known.frame().has_content_of(chunk.frame()) => Ok(Acked::ALONE),
+                Ok(_) | Err(WalError::NotFound) => Err(WalError::Gap { expected }),
+                Err(error) => Err(error),
+            };
+            done(answer);
+        });
     }
 
     /// What it counts.
@@ -191,8 +233,9 @@ impl Shared {
         id: ChunkId,
         chunk: Chunk,
         result: Result<Written, JournalError>,
-    ) -> Result<(), WalError> {
+    ) -> Result<Acked, WalError> {
         let mut state = self.state.lock();
+        let again = state.under_way.remove(&id).map(|(_, again)| again).unwrap_or_default();
         let answer = match result {
             Ok(written) => {
                 let place =
@@ -209,7 +252,7 @@ impl Shared {
                     }
                 }
                 self.recycle_free(&mut state);
-                taken
+                taken.map(|()| Acked::ALONE)
             }
             Err(error) => {
                 let answer = of_append(&error);
@@ -225,6 +268,10 @@ impl Shared {
             }
         };
         self.publish(&state);
+        drop(state);
+        for done in again {
+            done(answer.clone());
+        }
         answer
     }
 
@@ -299,9 +346,10 @@ impl Wal for LocalReplica {
                 return done(Err(error));
             }
             state.index.begin(id);
+            state.under_way.insert(id, (chunk.clone(), Vec::new()));
         }
         let done = if shared.host.sabotaged("ack-before-sync") {
-            done(Ok(()));
+            done(Ok(Acked::ALONE));
             shared.host.sabotage_lag();
             Box::new(|_| {})
         } else {

@@ -17,7 +17,7 @@ use isobar_metadata::record::ClusterFormat;
 use isobar_wal::conformance::{
     append, batch, chunk, committed, effects, key, released, small_chunk, stream_changed, suite,
 };
-use isobar_wal::{LocalReplica, ReplicaOptions, Wal, WalError, WalMetrics};
+use isobar_wal::{Acked, LocalReplica, ReplicaOptions, Wal, WalError, WalMetrics};
 use parking_lot::Mutex;
 
 const DIR: &str = "wal";
@@ -87,7 +87,7 @@ fn conforms_in_simulation() {
                     .unwrap();
                 replica.reconcile(&empty_image());
                 let directory = replica.directory();
-                (Arc::new(replica) as Arc<dyn Wal>, directory)
+                (Arc::new(replica) as Arc<dyn Wal>, vec![directory])
             }
         })
         .await;
@@ -106,7 +106,7 @@ async fn conforms_on_a_real_disk() {
                 LocalReplica::open(&Host::real(), &path, options(), WalMetrics::default()).await.unwrap();
             replica.reconcile(&empty_image());
             let directory = replica.directory();
-            (Arc::new(replica) as Arc<dyn Wal>, directory)
+            (Arc::new(replica) as Arc<dyn Wal>, vec![directory])
         }
     })
     .await;
@@ -155,10 +155,10 @@ fn keeps_its_incarnation_and_never_formats_unasked() {
 }
 
 /// What was acknowledged, and is not yet released.
-type Acked = Arc<Mutex<BTreeMap<(StreamId, u64), Vec<Bytes>>>>;
+type Kept = Arc<Mutex<BTreeMap<(StreamId, u64), Vec<Bytes>>>>;
 
 /// Appends to two streams, commits and releases as metadata would, until it dies.
-async fn live(host: Host, acked: Acked, first_stream: u64, seed: u64) {
+async fn live(host: Host, acked: Kept, first_stream: u64, seed: u64) {
     let Ok(replica) = LocalReplica::open(&host, Path::new(DIR), options(), WalMetrics::default()).await
     else {
         return;
@@ -185,7 +185,7 @@ async fn live(host: Host, acked: Acked, first_stream: u64, seed: u64) {
             let id = (stream, n);
             let bytes: Vec<Bytes> = batches.iter().map(|(_, batch)| batch.clone()).collect();
             let acked = Arc::clone(&acked);
-            let note = move |result: Result<(), WalError>| {
+            let note = move |result: Result<Acked, WalError>| {
                 if result.is_ok() {
                     acked.lock().insert(id, bytes);
                 }
@@ -216,7 +216,7 @@ fn what_was_acknowledged_survives_power_cuts_at_any_step() {
     let (mut died, mut checked) = (0, 0);
     for seed in 0..60_u64 {
         let disk = Arc::new(SimDisk::new(seed));
-        let acked = Acked::default();
+        let acked = Kept::default();
         for life in 0..4 {
             checked += acked.lock().len();
             let die_at = 5 + (seed * 37 + life * 101) % 400;
@@ -267,7 +267,7 @@ fn a_full_disk_refuses_and_goes_on_once_chunks_are_released() {
         let refused = loop {
             without_room += u64::from(!replica.has_room());
             match append(&replica, large(number)).await {
-                Ok(()) => number += 1,
+                Ok(_) => number += 1,
                 Err(error) => break error,
             }
         };

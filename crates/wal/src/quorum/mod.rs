@@ -1,0 +1,717 @@
+//! The quorum writer: a [`Wal`] over the replicas of each stream's ensemble.
+//!
+//! Owns: of every stream its ensemble (from metadata), and of those that this node writes the state machine ([`stream`]), what
+//! waits to be sent and told, and memory of what was appended where no replica is beside it ([`memory`]).
+//!
+//! Invariants
+//! 1. Chunks of a stream are handed to each replica in order of their numbers, and their callers are told in that order, one
+//!    after another, whichever threads the answers come on.
+//! 2. `Ok` is told only of what a write quorum has synced; `acknowledged` names them.
+//! 3. A read is answered `NotFound` only if every incarnation of the stream's ensemble has said so, or metadata has forgotten
+//!    the stream or the directory. Whatever else stood in the way is [`WalError::Unavailable`] (or `Corrupt`): try again.
+//! 4. What waits for a slow replica is bounded by the stream's [`Limits`], and over all streams by
+//!    [`RemoteOptions::unanswered_bytes_max`].
+//!
+//! Time: streams are measured by a clock that a task moves on while something is under way, by no more than two of its ticks
+//! at once. So a node that was itself stopped for a while does not blame the replicas for it.
+//!
+//! Failure: see [`stream`]. A broken stream answers [`WalError::Closed`]; its writer opens another on [`QuorumWal::choose`]. Nothing
+//! is sent twice. Callbacks must not block; they may append.
+//!
+//! Crash: nothing here is durable. A later life writes to streams of its own.
+
+mod clock;
+mod memory;
+mod read;
+mod stream;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use isobar_host::{Host, watch};
+use isobar_metadata::Image;
+use isobar_metadata::effect::{EffectBatch, EffectKind};
+use isobar_metadata::ids::{DirectoryId, StreamId};
+use isobar_rpc::Peer;
+use parking_lot::{Mutex, RwLock};
+use tokio::time::{Instant, sleep_until};
+
+use crate::ensemble::{Candidate, TooFewReplicas, choose_ensemble};
+use crate::member::Replica;
+use crate::metrics::QuorumMetrics;
+use crate::remote::{RemoteOptions, RemoteReplica};
+use crate::{AppendDone, Chunk, Wal, WalError};
+use clock::Clock;
+use memory::Memory;
+use read::Race;
+use stream::{Answer, Stream};
+
+pub use stream::{ENSEMBLE_MAX, Limits};
+
+/// How long a choice waits for a replica that is not connected, if the others suffice.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long a replica is read from only after the others, once it failed to answer or was slow.
+const AVOID: Duration = Duration::from_secs(1);
+
+/// Settings of the quorum writer.
+#[derive(Debug, Clone)]
+pub struct QuorumOptions {
+    /// How far a replica may fall behind.
+    pub limits: Limits,
+    /// The largest chunk, as encoded: no larger than any replica takes.
+    pub max_chunk_bytes: usize,
+    /// Bytes of recent chunks kept for readers on this node, of streams that have no replica on it.
+    pub max_memory_bytes: usize,
+    /// How long a read waits for one replica before it asks the next one too.
+    pub hedge: Duration,
+    /// How long a replica that was too slow is not chosen for new streams, if the others suffice.
+    pub suspect: Duration,
+    /// How remote replicas are spoken with.
+    pub remote: RemoteOptions,
+}
+
+impl Default for QuorumOptions {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            max_chunk_bytes: 64 << 20,
+            max_memory_bytes: 64 << 20,
+            hedge: Duration::from_millis(50),
+            suspect: Duration::from_secs(30),
+            remote: RemoteOptions::default(),
+        }
+    }
+}
+
+/// Where an incarnation of a WAL directory is.
+pub enum Found {
+    /// Here: the one on this node.
+    Replica(Arc<dyn Replica>),
+    /// On the node that metadata registered it for.
+    Remote(Peer),
+    /// Metadata knows it no more: an operator removed it, and nothing of it will ever be read.
+    Removed,
+    /// Metadata knows it, and nobody knows its node's address. It may come.
+    Unknown,
+}
+
+/// Finds incarnations; what a node knows from its image.
+pub trait Directories: Send + Sync {
+    /// Asked at a stream's first append, at reads and when an ensemble is chosen: cheap, and never blocking.
+    fn find(&self, directory: DirectoryId) -> Found;
+}
+
+/// How a stream that this node writes stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Its replicas.
+    pub ensemble: Vec<DirectoryId>,
+    /// Those that are not left behind, as bits by position.
+    pub live: u32,
+    /// Fewer than its write quorum are left, or metadata closed it: it takes nothing more.
+    pub is_closed: bool,
+}
+
+/// The quorum writer. Cheap to clone.
+#[derive(Clone)]
+pub struct QuorumWal {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    host: Host,
+    directories: Arc<dyn Directories>,
+    options: QuorumOptions,
+    metrics: QuorumMetrics,
+    handles: Mutex<BTreeMap<DirectoryId, Arc<Handle>>>,
+    streams: RwLock<Streams>,
+    memory: Mutex<Memory>,
+    clock: Clock,
+    /// Raised whenever a replica is left behind or a stream is closed.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Streams {
+    known: BTreeMap<StreamId, Arc<Entry>>,
+    /// Open ones that this node writes.
+    written: Vec<Arc<Entry>>,
+    /// The newest that metadata has told of: one that is not newer and not known is forgotten.
+    newest_told: Option<StreamId>,
+}
+
+/// One stream.
+struct Entry {
+    id: StreamId,
+    ensemble: Vec<DirectoryId>,
+    write_quorum: u32,
+    /// Metadata closed it, or it is broken.
+    is_closed: AtomicBool,
+    /// Members not left behind; all, of a stream that this node does not write.
+    live: AtomicU32,
+    /// Set at the first append.
+    members: OnceLock<Vec<Option<Arc<Handle>>>>,
+    writing: Mutex<Option<Writing>>,
+}
+
+/// What is under way in a stream.
+struct Writing {
+    stream: Stream,
+    /// Taken and not told, in order.
+    waiting: VecDeque<(Chunk, AppendDone, Instant)>,
+    /// Taken and not handed to the replicas, with whom it is for.
+    to_send: VecDeque<(Chunk, u32)>,
+    is_sending: bool,
+    is_telling: bool,
+    /// In the list of streams that the clock looks at.
+    is_watched: bool,
+    /// Members whose leaving was logged.
+    reported: u32,
+}
+
+/// A replica, and what is known of it over all streams.
+struct Handle {
+    replica: Arc<dyn Replica>,
+    /// Of a remote one.
+    peer: Option<(i32, String)>,
+    /// Of reads, smoothed.
+    latency_us: AtomicU64,
+    suspect_until: Mutex<Option<Instant>>,
+    /// A read of it failed, or another was faster: it is asked after the others.
+    avoid_until: Mutex<Option<Instant>>,
+}
+
+/// Why there is no handle.
+enum Absent {
+    Removed,
+    Unknown,
+}
+
+impl QuorumWal {
+    /// A writer that knows no stream yet: [`reconcile`](Self::reconcile) next.
+    pub fn new(
+        host: &Host,
+        directories: Arc<dyn Directories>,
+        options: QuorumOptions,
+        metrics: QuorumMetrics,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            host: host.clone(),
+            directories,
+            memory: Mutex::new(Memory::new(options.max_memory_bytes)),
+            options,
+            metrics,
+            handles: Mutex::default(),
+            streams: RwLock::default(),
+            clock: Clock::default(),
+            changed: watch::Sender::new(0),
+        });
+        let weak = Arc::downgrade(&shared);
+        let wake = shared.clock.waker();
+        shared.host.spawn("wal-quorum-clock", clock::run(weak, wake));
+        Self { shared }
+    }
+
+    /// Learns the streams of an image: at start, and whenever effects were missed, before newer effects are followed.
+    pub fn reconcile(&self, image: &Image) {
+        let mut streams = self.shared.streams.write();
+        let newest = image.streams().map(|stream| stream.record.stream).max();
+        streams.newest_told = streams.newest_told.max(newest);
+        let told = streams.newest_told;
+        streams.known.retain(|id, _| Some(*id) > told || image.stream(*id).is_some());
+        for stream in image.streams() {
+            let record = &stream.record;
+            streams.learn(record.stream, &record.ensemble, record.write_quorum);
+            if record.closed {
+                streams.close(record.stream);
+            }
+        }
+    }
+
+    /// A stream was opened for this node: what metadata's answer says, which may come before the effect.
+    pub fn opened(&self, stream: StreamId, ensemble: &[DirectoryId], write_quorum: u32) {
+        let mut streams = self.shared.streams.write();
+        if Some(stream) > streams.newest_told {
+            streams.learn(stream, ensemble, write_quorum);
+        }
+    }
+
+    /// How a stream stands; `None` if it is not known.
+    pub fn standing(&self, stream: StreamId) -> Option<Standing> {
+        let entry = self.shared.entry(stream)?;
+        Some(Standing {
+            ensemble: entry.ensemble.clone(),
+            live: entry.live.load(Ordering::Acquire),
+            is_closed: entry.is_closed.load(Ordering::Acquire),
+        })
+    }
+
+    /// Changes whenever a replica is left behind or a stream breaks: a writer then looks at its [`standing`](Self::standing), and
+    /// may open another stream on a whole ensemble.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changed.subscribe()
+    }
+
+    /// Chooses the ensemble of a new stream among the directories of the image, of those that answer within
+    /// [`RemoteOptions::probe_timeout`]; who is not connected, or was too slow of late, is not waited for so long if the others
+    /// suffice. `asker`: see [`choose_ensemble`].
+    pub async fn choose(&self, image: &Image, asker: u64) -> Result<Vec<DirectoryId>, TooFewReplicas> {
+        let shared = &self.shared;
+        let write_quorum = image.write_quorum();
+        let mut candidates = Vec::new();
+        let mut probes = Race::default();
+        // Those that are worth waiting for.
+        let mut awaited = BTreeSet::new();
+        for (place, (record, handle)) in (image.directories())
+            .filter_map(|record| Some((record, shared.handle(record.directory).ok()?)))
+            .enumerate()
+        {
+            candidates.push(Candidate {
+                directory: record.directory,
+                node_id: record.node_id,
+                zone: record.zone.clone(),
+                is_local: handle.replica.is_local(),
+                is_connected: false,
+                has_room: false,
+                is_suspect: handle.is_suspect(),
+            });
+            if handle.replica.is_connected() && !handle.is_suspect() {
+                awaited.insert(place);
+            }
+            probes.add(async move { (place, handle.replica.probe().await) });
+        }
+        let began = Instant::now();
+        while !probes.is_empty() {
+            let suffices = awaited.is_empty() && choose_ensemble(&candidates, write_quorum, asker).is_ok();
+            let patience = shared.options.remote.probe_timeout;
+            let patience = if suffices { patience.min(CONNECT_PATIENCE) } else { patience };
+            let (place, answer) = tokio::select! {
+                biased;
+                answer = probes.next() => answer,
+                () = sleep_until(began + patience) => break,
+            };
+            awaited.remove(&place);
+            match answer {
+                Ok(has_room) => {
+                    candidates[place].is_connected = true;
+                    candidates[place].has_room = has_room;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, directory = %candidates[place].directory, "no candidate")
+                }
+            }
+        }
+        choose_ensemble(&candidates, write_quorum, asker)
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &QuorumMetrics {
+        &self.shared.metrics
+    }
+}
+
+impl Streams {
+    fn learn(&mut self, id: StreamId, ensemble: &[DirectoryId], write_quorum: u32) {
+        self.known.entry(id).or_insert_with(|| {
+            let ensemble: Vec<DirectoryId> = ensemble.iter().copied().take(ENSEMBLE_MAX).collect();
+            let all = u32::MAX.checked_shr(32 - ensemble.len() as u32).unwrap_or(0);
+            Arc::new(Entry {
+                id,
+                ensemble,
+                write_quorum,
+                is_closed: AtomicBool::new(false),
+                live: AtomicU32::new(all),
+                members: OnceLock::new(),
+                writing: Mutex::new(None),
+            })
+        });
+    }
+
+    fn close(&mut self, id: StreamId) {
+        if let Some(entry) = self.known.get(&id) {
+            entry.is_closed.store(true, Ordering::Release);
+        }
+        self.written.retain(|entry| entry.id != id);
+    }
+}
+
+impl Shared {
+    fn entry(&self, stream: StreamId) -> Option<Arc<Entry>> {
+        self.streams.read().known.get(&stream).cloned()
+    }
+
+    fn handle(&self, directory: DirectoryId) -> Result<Arc<Handle>, Absent> {
+        let found = self.directories.find(directory);
+        let mut handles = self.handles.lock();
+        let known = handles.get(&directory);
+        let handle = match found {
+            Found::Replica(replica) => match known {
+                Some(known) if Arc::ptr_eq(&known.replica, &replica) => return Ok(Arc::clone(known)),
+                _ => Handle::new(replica, None),
+            },
+            Found::Remote(peer) => {
+                let address = Some((peer.node_id(), peer.address().to_owned()));
+                match known {
+                    Some(known) if known.peer == address => return Ok(Arc::clone(known)),
+                    _ => {
+                        let replica = RemoteReplica::new(peer, directory, self.options.remote.clone());
+                        Handle::new(Arc::new(replica), address)
+                    }
+                }
+            }
+            Found::Removed => {
+                handles.remove(&directory);
+                return Err(Absent::Removed);
+            }
+            Found::Unknown => return Err(Absent::Unknown),
+        };
+        let handle = Arc::new(handle);
+        handles.insert(directory, Arc::clone(&handle));
+        Ok(handle)
+    }
+
+    /// Makes the state machine of a stream that this node begins to write.
+    fn begin(&self, entry: &Arc<Entry>) -> Writing {
+        let members: Vec<Option<Arc<Handle>>> =
+            entry.ensemble.iter().map(|directory| self.handle(*directory).ok()).collect();
+        let mut stream = Stream::new(members.len(), entry.write_quorum, self.options.limits);
+        for (member, handle) in members.iter().enumerate() {
+            if handle.is_none() {
+                stream.lacks(member, "nobody knows where it is", self.clock.now_ms());
+            }
+        }
+        // Only ever set here, under the lock of `writing`.
+        let _ = entry.members.set(members);
+        let mut streams = self.streams.write();
+        if streams.known.contains_key(&entry.id) && !entry.is_closed.load(Ordering::Acquire) {
+            streams.written.push(Arc::clone(entry));
+        }
+        Writing {
+            stream,
+            waiting: VecDeque::new(),
+            to_send: VecDeque::new(),
+            is_sending: false,
+            is_telling: false,
+            is_watched: false,
+            reported: 0,
+        }
+    }
+
+    fn append(self: &Arc<Self>, chunk: Chunk, done: AppendDone) {
+        let refusal = match self.entry(chunk.stream()) {
+            Some(entry) if !entry.is_closed.load(Ordering::Acquire) => match self.take(&entry, chunk, done) {
+                Ok(()) => {
+                    self.send(&entry);
+                    return;
+                }
+                Err((error, done)) => {
+                    self.settle(&entry);
+                    (error, done)
+                }
+            },
+            _ => (WalError::Closed, done),
+        };
+        let (error, done) = refusal;
+        done(Err(error));
+    }
+
+    /// Enters a chunk, or says why it is not taken.
+    fn take(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        chunk: Chunk,
+        done: AppendDone,
+    ) -> Result<(), (WalError, AppendDone)> {
+        let bytes = u64::from(chunk.frame().len());
+        if bytes > self.options.max_chunk_bytes as u64 {
+            let max = self.options.max_chunk_bytes;
+            return Err((WalError::TooLarge(format!("a chunk of {bytes} bytes, {max} at most")), done));
+        }
+        let mut guard = entry.writing.lock();
+        let writing = guard.get_or_insert_with(|| self.begin(entry));
+        match writing.stream.append(chunk.number(), bytes, self.clock.now_ms()) {
+            Ok(members) => {
+                writing.to_send.push_back((chunk.clone(), members));
+                writing.waiting.push_back((chunk, done, Instant::now()));
+                if !std::mem::replace(&mut writing.is_watched, true) {
+                    self.clock.watch(entry);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if error == WalError::Full {
+                    self.metrics.full.inc();
+                }
+                Err((error, done))
+            }
+        }
+    }
+
+    /// Hands to the replicas what waits, in order, whoever comes: one does it for all.
+    fn send(self: &Arc<Self>, entry: &Arc<Entry>) {
+        let Some(members) = entry.members.get() else { return };
+        let mut is_ours = false;
+        loop {
+            let (chunk, to) = {
+                let mut guard = entry.writing.lock();
+                let Some(writing) = guard.as_mut() else { return };
+                if !is_ours && std::mem::replace(&mut writing.is_sending, true) {
+                    return;
+                }
+                is_ours = true;
+                match writing.to_send.pop_front() {
+                    Some((chunk, to)) => (chunk, to & writing.stream.live()),
+                    None => {
+                        writing.is_sending = false;
+                        return;
+                    }
+                }
+            };
+            for (member, handle) in members.iter().enumerate() {
+                let Some(handle) = handle.as_ref().filter(|_| to & (1 << member) != 0) else { continue };
+                let number = chunk.number();
+                let (shared, entry) = (Arc::clone(self), Arc::clone(entry));
+                handle.replica.append(
+                    chunk.clone(),
+                    Box::new(move |result| {
+                        let answer = answer_of(number, result.map(|_| ()));
+                        if let Some(writing) = entry.writing.lock().as_mut() {
+                            writing.stream.answer(member, number, answer, shared.clock.now_ms());
+                        }
+                        shared.settle(&entry);
+                    }),
+                );
+            }
+        }
+    }
+
+    /// Draws the consequences of what the state machine decided: logs who was left behind, tells callers in order.
+    fn settle(self: &Arc<Self>, entry: &Arc<Entry>) {
+        let mut is_ours = false;
+        loop {
+            let (chunk, done, result, began) = {
+                let mut guard = entry.writing.lock();
+                let Some(writing) = guard.as_mut() else { return };
+                self.report(entry, writing);
+                if !is_ours && std::mem::replace(&mut writing.is_telling, true) {
+                    return;
+                }
+                is_ours = true;
+                let told = writing.stream.take_told();
+                match told.and_then(|(_, result)| Some((writing.waiting.pop_front()?, result))) {
+                    Some(((chunk, done, began), result)) => (chunk, done, result, began),
+                    None => {
+                        writing.is_telling = false;
+                        return;
+                    }
+                }
+            };
+            match &result {
+                Ok(_) => {
+                    self.metrics.append_latency.observe(began.elapsed().as_secs_f64());
+                    self.remember(entry, chunk);
+                }
+                Err(WalError::Full | WalError::TooLarge(_)) => _ = self.metrics.full.inc(),
+                Err(_) => _ = self.metrics.broken_appends.inc(),
+            }
+            done(result);
+        }
+    }
+
+    fn report(&self, entry: &Arc<Entry>, writing: &mut Writing) {
+        let live = writing.stream.live();
+        let before = entry.live.swap(live, Ordering::AcqRel);
+        let breaks = writing.stream.is_broken() && !entry.is_closed.load(Ordering::Acquire);
+        if before == live && !breaks {
+            return;
+        }
+        for (member, directory) in entry.ensemble.iter().enumerate() {
+            let bit = 1 << member;
+            let Some(left) = writing.stream.left(member).filter(|_| writing.reported & bit == 0) else {
+                continue;
+            };
+            writing.reported |= bit;
+            self.metrics.left_behind(left.is_slow);
+            let why = &left.why;
+            tracing::warn!(stream = %entry.id, %directory, %why, "a WAL replica was left behind");
+            let handle = entry.members.get().and_then(|members| members[member].as_ref());
+            if let Some(handle) = handle.filter(|_| left.is_slow) {
+                *handle.suspect_until.lock() = Some(Instant::now() + self.options.suspect);
+            }
+        }
+        if writing.stream.is_broken() && !entry.is_closed.swap(true, Ordering::AcqRel) {
+            self.metrics.broken_streams.inc();
+            tracing::warn!(stream = %entry.id, "fewer than a write quorum are left: the stream is closed");
+        }
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Keeps a chunk for this node's readers, unless a replica beside it does.
+    fn remember(&self, entry: &Entry, chunk: Chunk) {
+        let live = entry.live.load(Ordering::Acquire);
+        let members = entry.members.get().map_or(&[][..], Vec::as_slice);
+        let is_beside = members.iter().enumerate().any(|(member, handle)| {
+            live & (1 << member) != 0 && handle.as_ref().is_some_and(|handle| handle.replica.is_local())
+        });
+        if !is_beside {
+            let mut memory = self.memory.lock();
+            memory.insert(chunk);
+            self.metrics.memory_bytes.set(i64::try_from(memory.bytes()).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Leaves behind who is late, in a stream that the clock watches. Says whether to go on watching it.
+    fn expire(self: &Arc<Self>, entry: &Arc<Entry>) -> bool {
+        let goes_on = {
+            let mut guard = entry.writing.lock();
+            let Some(writing) = guard.as_mut() else { return false };
+            writing.stream.expire(self.clock.now_ms());
+            writing.is_watched = writing.stream.waits();
+            writing.is_watched
+        };
+        self.settle(entry);
+        goes_on
+    }
+
+    /// Of the open streams that this node writes and that have no write quorum with room: the members without.
+    fn lacking_room(&self) -> Vec<Arc<Handle>> {
+        let streams = self.streams.read();
+        let mut lacking = Vec::new();
+        for entry in &streams.written {
+            let live = entry.live.load(Ordering::Acquire);
+            let members = entry.members.get().map_or(&[][..], Vec::as_slice);
+            let members = members.iter().enumerate().filter(|(member, _)| live & (1 << member) != 0);
+            let (mut with_room, mut without) = (0, Vec::new());
+            for handle in members.filter_map(|(_, handle)| handle.as_ref()) {
+                if handle.replica.has_room() {
+                    with_room += 1;
+                } else {
+                    without.push(Arc::clone(handle));
+                }
+            }
+            if with_room < entry.write_quorum && !entry.is_closed.load(Ordering::Acquire) {
+                lacking.append(&mut without);
+            }
+        }
+        lacking
+    }
+}
+
+impl Handle {
+    fn is_suspect(&self) -> bool {
+        self.suspect_until.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn is_avoided(&self) -> bool {
+        self.avoid_until.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn avoid(&self) {
+        *self.avoid_until.lock() = Some(Instant::now() + AVOID);
+    }
+
+    fn new(replica: Arc<dyn Replica>, peer: Option<(i32, String)>) -> Self {
+        let (suspect_until, avoid_until) = (Mutex::new(None), Mutex::new(None));
+        Self { replica, peer, latency_us: AtomicU64::new(0), suspect_until, avoid_until }
+    }
+}
+
+/// What an answer means for the replica's standing.
+fn answer_of(number: u64, result: Result<(), WalError>) -> Answer {
+    match result {
+        Ok(()) => Answer::Acknowledged,
+        Err(WalError::Full) => Answer::Full,
+        Err(WalError::TooLarge(why)) => Answer::TooLarge(why),
+        Err(WalError::Gap { expected }) if expected <= number => Answer::Gap,
+        Err(error) => Answer::Failed(error.to_string()),
+    }
+}
+
+#[async_trait]
+impl Wal for QuorumWal {
+    fn append(&self, chunk: Chunk, done: AppendDone) {
+        self.shared.append(chunk, done);
+    }
+
+    fn max_chunk_bytes(&self) -> usize {
+        self.shared.options.max_chunk_bytes
+    }
+
+    fn has_room(&self) -> bool {
+        self.shared.lacking_room().is_empty()
+    }
+
+    async fn room(&self) {
+        let mut changes = self.changes();
+        loop {
+            _ = *changes.borrow_and_update();
+            let lacking = self.shared.lacking_room();
+            if lacking.is_empty() {
+                return;
+            }
+            let mut rooms = Race::default();
+            for handle in lacking {
+                rooms.add(async move { handle.replica.room().await });
+            }
+            tokio::select! {
+                biased;
+                () = rooms.next() => {}
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    async fn read(
+        &self,
+        stream: StreamId,
+        number: u64,
+        ordinals: Range<u32>,
+    ) -> Result<Vec<Bytes>, WalError> {
+        let result = self.shared.read(stream, number, ordinals).await;
+        if let Err(error) = &result {
+            let is_stale = *error == WalError::NotFound;
+            self.shared.metrics.read_from(if is_stale { "not_found" } else { "error" });
+            if !is_stale {
+                tracing::warn!(%error, %stream, number, "no replica could be read from");
+            }
+        }
+        result
+    }
+
+    fn follow(&self, batch: &EffectBatch) {
+        let shared = &self.shared;
+        let mut is_changed = false;
+        for effect in &batch.effects {
+            match &effect.kind {
+                Some(EffectKind::Stream(record)) => {
+                    let mut streams = shared.streams.write();
+                    streams.newest_told = streams.newest_told.max(Some(record.stream));
+                    streams.learn(record.stream, &record.ensemble, record.write_quorum);
+                    if record.closed {
+                        streams.close(record.stream);
+                        is_changed = true;
+                    }
+                }
+                Some(EffectKind::StreamForgotten(forgotten)) => {
+                    let mut streams = shared.streams.write();
+                    streams.close(forgotten.stream);
+                    streams.known.remove(&forgotten.stream);
+                }
+                _ => {}
+            }
+        }
+        let mut memory = shared.memory.lock();
+        memory.follow(batch);
+        shared.metrics.memory_bytes.set(i64::try_from(memory.bytes()).unwrap_or(i64::MAX));
+        drop(memory);
+        if is_changed {
+            shared.changed.send_modify(|count| *count += 1);
+        }
+    }
+}

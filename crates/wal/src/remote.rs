@@ -1,0 +1,198 @@
+//! A WAL replica on another node.
+//!
+//! Appends go out in order on their own connection and are answered in order. None is ever sent again: a lost answer leaves the
+//! replica behind, and the stream goes on without it.
+//!
+//! Bounds: bytes of appends that are unanswered, and the deadline of every request.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use isobar_metadata::ids::{DirectoryId, StreamId};
+use isobar_protocol::batch::verify_crc;
+use isobar_rpc::{CallError, Channel, Method, Peer, ServiceId};
+use tokio::time::Instant;
+
+use crate::member::Replica;
+use crate::wire::{Ask, ROOM_WAIT_MS, Told, is_known, join, method, split};
+use crate::{Acked, AppendDone, Chunk, WalError};
+
+/// How a remote replica is spoken with.
+#[derive(Debug, Clone)]
+pub struct RemoteOptions {
+    /// How long an append may take. Longer than the stream's own patience, which leaves the replica behind first.
+    pub append_timeout: Duration,
+    /// How long a read may take.
+    pub read_timeout: Duration,
+    /// How long the question whether it is there may take.
+    pub probe_timeout: Duration,
+    /// Bytes of appends, of all streams, that may wait for an answer; beyond it they fail.
+    pub unanswered_bytes_max: usize,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        Self {
+            append_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_secs(10),
+            probe_timeout: Duration::from_millis(500),
+            unanswered_bytes_max: 256 << 20,
+        }
+    }
+}
+
+/// A replica that another node serves ([`crate::WalService`]). Cheap to clone.
+#[derive(Clone)]
+pub struct RemoteReplica {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    peer: Peer,
+    directory: DirectoryId,
+    options: RemoteOptions,
+    unanswered_bytes: AtomicUsize,
+    has_room: AtomicBool,
+}
+
+impl RemoteReplica {
+    /// The incarnation that should be at that peer; another one refuses every request.
+    pub fn new(peer: Peer, directory: DirectoryId, options: RemoteOptions) -> Self {
+        let shared = Shared {
+            peer,
+            directory,
+            options,
+            unanswered_bytes: AtomicUsize::new(0),
+            has_room: AtomicBool::new(true),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Whom it speaks with.
+    pub fn peer(&self) -> &Peer {
+        &self.shared.peer
+    }
+
+    async fn ask(
+        &self,
+        channel: Channel,
+        method: u8,
+        ask: Ask,
+        timeout: Duration,
+    ) -> Result<(Told, Bytes), WalError> {
+        let method = Method::new(ServiceId::WAL, method);
+        let answer = self.shared.peer.call(channel, method, join(&ask, []), Instant::now() + timeout).await;
+        self.shared.told(answer)
+    }
+}
+
+impl Shared {
+    /// What a call came to; notes whether the replica has room.
+    fn told(&self, answer: Result<Bytes, CallError>) -> Result<(Told, Bytes), WalError> {
+        let (told, payload) = split::<Told>(answer.map_err(|error| self.unavailable(&error))?)?;
+        if !is_known(told.version) {
+            return Err(self.unavailable(&format!("it answers in version {}", told.version)));
+        }
+        match told.to_error() {
+            None => {
+                self.has_room.store(told.has_room, Ordering::Relaxed);
+                Ok((told, payload))
+            }
+            Some(error) => {
+                if error == WalError::Full {
+                    self.has_room.store(told.has_room, Ordering::Relaxed);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn unavailable(&self, why: &dyn std::fmt::Display) -> WalError {
+        WalError::Unavailable(format!("replica {} at {}: {why}", self.directory, self.peer.address()))
+    }
+}
+
+#[async_trait]
+impl Replica for RemoteReplica {
+    fn append(&self, chunk: Chunk, done: AppendDone) {
+        let frame = chunk.frame().bytes();
+        let bytes = frame.len();
+        let shared = Arc::clone(&self.shared);
+        let before = shared.unanswered_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > shared.options.unanswered_bytes_max && before > 0 {
+            shared.unanswered_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return done(Err(shared.unavailable(&format!("{before} bytes wait for it already"))));
+        }
+        let body = join(&Ask::of(shared.directory), [frame]);
+        let deadline = Instant::now() + shared.options.append_timeout;
+        let method = Method::new(ServiceId::WAL, method::APPEND);
+        let peer = shared.peer.clone();
+        peer.call_with(Channel::Wal, method, body, deadline, move |answer| {
+            shared.unanswered_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            done(shared.told(answer).map(|_| Acked::ALONE));
+        });
+    }
+
+    async fn read(
+        &self,
+        stream: StreamId,
+        number: u64,
+        ordinals: Range<u32>,
+    ) -> Result<Vec<Bytes>, WalError> {
+        let shared = &self.shared;
+        let Range { start: first_ordinal, end: end_ordinal } = ordinals;
+        let ask = Ask { stream, number, first_ordinal, end_ordinal, ..Ask::of(shared.directory) };
+        let (told, payload) = self.ask(Channel::Bulk, method::READ, ask, shared.options.read_timeout).await?;
+        batches_of(&told.batch_bytes, payload, end_ordinal.saturating_sub(first_ordinal))
+    }
+
+    async fn probe(&self) -> Result<bool, WalError> {
+        let shared = &self.shared;
+        let ask = Ask::of(shared.directory);
+        let (told, _) = self.ask(Channel::Control, method::STATE, ask, shared.options.probe_timeout).await?;
+        Ok(told.has_room)
+    }
+
+    fn has_room(&self) -> bool {
+        self.shared.has_room.load(Ordering::Relaxed)
+    }
+
+    async fn room(&self) {
+        let patience = Duration::from_millis(ROOM_WAIT_MS) + Duration::from_secs(5);
+        while !self.has_room() {
+            let ask = Ask::of(self.shared.directory);
+            if self.ask(Channel::Control, method::ROOM, ask, patience).await.is_err() {
+                // Who cannot be reached holds nobody back: the next append finds out, and leaves it behind.
+                self.shared.has_room.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn is_local(&self) -> bool {
+        false
+    }
+
+    fn is_connected(&self) -> bool {
+        self.shared.peer.is_connected(Channel::Wal)
+    }
+}
+
+/// Cuts the batches of an answer apart, and checks each.
+fn batches_of(lengths: &[u32], mut payload: Bytes, count: u32) -> Result<Vec<Bytes>, WalError> {
+    let bad = |why: &str| WalError::Corrupt(format!("the answer of a replica: {why}"));
+    let total: u64 = lengths.iter().map(|&bytes| u64::from(bytes)).sum();
+    if lengths.len() != count as usize || total != payload.len() as u64 {
+        return Err(bad("not the batches that were asked for"));
+    }
+    let mut batches = Vec::with_capacity(lengths.len());
+    for &bytes in lengths {
+        let batch = payload.split_to(bytes as usize);
+        verify_crc(&batch).map_err(|error| bad(&error.to_string()))?;
+        batches.push(batch);
+    }
+    Ok(batches)
+}
