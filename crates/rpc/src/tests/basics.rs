@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::rig::{
-    CLUSTER, DROP, ECHO, Event, KEEP, NO, Notes, PARTS, address, finish, options, parts_of, serve, soon,
-    world,
+    CLUSTER, DROP, ECHO, Event, KEEP, NO, Notes, PANIC, PARTS, address, finish, options, parts_of, serve,
+    soon, world,
 };
 use crate::{CallError, Channel, Method, Rpc, RpcOptions, Secret, ServiceId, codes};
 
@@ -128,4 +128,30 @@ fn the_secret_is_never_shown_and_a_short_one_refused() {
     let options = RpcOptions::new("127.0.0.1:0", 1, CLUSTER, Secret::new("hush hush"));
     assert!(!format!("{options:?}").contains("hush"));
     assert!(options.check().is_err());
+}
+
+#[test]
+fn a_service_that_panics_loses_the_connection_and_nothing_else() {
+    let notes = with_server(4, |rpc| async move {
+        let peer = rpc.peer(2, &address(2));
+        let began = Instant::now();
+        let error = peer.call(Channel::Wal, PANIC, vec![], soon()).await.unwrap_err();
+        // Its reply was dropped in the panic; whether that is heard before the end of the connection is open.
+        assert!(
+            matches!(error, CallError::Lost(_) | CallError::Refused { code: codes::DROPPED, .. }),
+            "{error}"
+        );
+        assert!(began.elapsed() < Duration::from_millis(100), "not only after the silence");
+        let again = peer.call(Channel::Wal, ECHO, vec![], soon()).await;
+        let again = match again {
+            // It went out just before the end was seen.
+            Err(CallError::Lost(_) | CallError::NotSent(_)) => {
+                peer.call(Channel::Wal, ECHO, vec![], soon()).await
+            }
+            other => other,
+        };
+        assert_eq!(again, Ok(Bytes::new()));
+    });
+    let events = notes.events.lock();
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::Closed(_))).count(), 2);
 }

@@ -22,6 +22,9 @@ pub(super) const KEEP: Method = Method::new(ServiceId::WAL, 4);
 /// A stream of as many parts as the first 4 bytes say, of as many bytes as the next 4 say.
 pub(super) const PARTS: Method = Method::new(ServiceId::WAL, 5);
 
+/// The service panics.
+pub(super) const PANIC: Method = Method::new(ServiceId::WAL, 6);
+
 pub(super) fn options(node_id: i32) -> RpcOptions {
     RpcOptions::new(address(node_id), node_id, CLUSTER, Secret::new("the secret of the tests"))
 }
@@ -81,6 +84,7 @@ impl Service for Noting {
             2 => reply.send(Err(Refusal::new(7, "no"))),
             3 => drop(reply),
             4 => self.notes.kept.lock().push(reply),
+            6 => panic!("as the test wants it"),
             _ => {
                 let notes = Arc::clone(&self.notes);
                 let word = |at: usize| u32::from_le_bytes(body[at..at + 4].try_into().unwrap());
