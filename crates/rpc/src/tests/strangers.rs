@@ -250,3 +250,42 @@ fn any_first_bytes_are_survived() {
         assert_eq!(answer, Ok(Bytes::new()));
     });
 }
+
+#[test]
+fn a_later_connection_of_a_line_ends_the_earlier_first() {
+    let notes = with_server(6, options(2), |host| async move {
+        let connect = async |line| {
+            let mut conn = host.connect(&address(2)).await.unwrap();
+            let me = identity(1, VERSIONS);
+            let agreed = handshake::call(&host, &mut conn, &me, 2, Channel::Wal, line).await.unwrap();
+            (conn, agreed.sealer)
+        };
+        let echo = |id: u64| {
+            let body = vec![Bytes::from(id.to_le_bytes().to_vec())];
+            Frame { kind: Kind::Request, service: 3, method: 1, id, argument: 0, body }
+        };
+        let (mut other, mut other_sealer) = connect(8).await;
+        let (mut earlier, mut sealer) = connect(7).await;
+        earlier.write_all(&wire(&mut sealer, &echo(1))).await.unwrap();
+        // What is still on its way when the later one comes must not follow what the later one brings.
+        let late = wire(&mut sealer, &echo(2));
+        earlier.write_all(&late[..20]).await.unwrap();
+        sleep(Duration::from_millis(10)).await;
+        let (mut later, mut later_sealer) = connect(7).await;
+        later.write_all(&wire(&mut later_sealer, &echo(3))).await.unwrap();
+        sleep(Duration::from_millis(10)).await;
+        // It is closed already, or will be.
+        let _ = earlier.write_all(&late[20..]).await;
+        assert!(is_closed(&mut earlier).await);
+        other.write_all(&wire(&mut other_sealer, &echo(4))).await.unwrap();
+        sleep(Duration::from_millis(10)).await;
+    });
+    let seen: Vec<_> = (notes.events.lock().iter())
+        .map(|event| match event {
+            Event::Request(from, _, body) => (from.connection, Some(body[0])),
+            Event::Closed(from) => (from.connection, None),
+        })
+        .take(4)
+        .collect();
+    assert_eq!(seen, [(2, Some(1)), (2, None), (3, Some(3)), (1, Some(4))]);
+}
