@@ -40,7 +40,7 @@ pub trait Replica: Send + Sync {
 #[async_trait]
 impl Replica for LocalReplica {
     fn append(&self, chunk: Chunk, done: AppendDone) {
-        Wal::append(self, chunk, done);
+        self.append_strictly(chunk, done);
     }
 
     async fn read(

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use isobar_metadata::ids::{DirectoryId, StreamId};
 use isobar_protocol::batch::verify_crc;
 use isobar_rpc::{CallError, Channel, Method, Peer, ServiceId};
+use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::member::Replica;
@@ -52,7 +53,8 @@ pub struct RemoteReplica {
 }
 
 struct Shared {
-    peer: Peer,
+    /// By which it is reached now; the same node and address always.
+    peer: RwLock<Peer>,
     directory: DirectoryId,
     options: RemoteOptions,
     unanswered_bytes: AtomicUsize,
@@ -63,7 +65,7 @@ impl RemoteReplica {
     /// The incarnation that should be at that peer; another one refuses every request.
     pub fn new(peer: Peer, directory: DirectoryId, options: RemoteOptions) -> Self {
         let shared = Shared {
-            peer,
+            peer: RwLock::new(peer),
             directory,
             options,
             unanswered_bytes: AtomicUsize::new(0),
@@ -72,9 +74,14 @@ impl RemoteReplica {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Whom it speaks with.
-    pub fn peer(&self) -> &Peer {
-        &self.shared.peer
+    /// Goes on by this peer if it is the same node at the same address: the transport may have made it anew.
+    pub(crate) fn takes(&self, peer: &Peer) -> bool {
+        let mut known = self.shared.peer.write();
+        let is_same = known.node_id() == peer.node_id() && known.address() == peer.address();
+        if is_same {
+            *known = peer.clone();
+        }
+        is_same
     }
 
     async fn ask(
@@ -85,12 +92,17 @@ impl RemoteReplica {
         timeout: Duration,
     ) -> Result<(Told, Bytes), WalError> {
         let method = Method::new(ServiceId::WAL, method);
-        let answer = self.shared.peer.call(channel, method, join(&ask, []), Instant::now() + timeout).await;
+        let peer = self.shared.peer();
+        let answer = peer.call(channel, method, join(&ask, []), Instant::now() + timeout).await;
         self.shared.told(answer)
     }
 }
 
 impl Shared {
+    fn peer(&self) -> Peer {
+        self.peer.read().clone()
+    }
+
     /// What a call came to; notes whether the replica has room.
     fn told(&self, answer: Result<Bytes, CallError>) -> Result<(Told, Bytes), WalError> {
         let (told, payload) = split::<Told>(answer.map_err(|error| self.unavailable(&error))?)?;
@@ -112,7 +124,7 @@ impl Shared {
     }
 
     fn unavailable(&self, why: &dyn std::fmt::Display) -> WalError {
-        WalError::Unavailable(format!("replica {} at {}: {why}", self.directory, self.peer.address()))
+        WalError::Unavailable(format!("replica {} at {}: {why}", self.directory, self.peer.read().address()))
     }
 }
 
@@ -130,7 +142,7 @@ impl Replica for RemoteReplica {
         let body = join(&Ask::of(shared.directory), [frame]);
         let deadline = Instant::now() + shared.options.append_timeout;
         let method = Method::new(ServiceId::WAL, method::APPEND);
-        let peer = shared.peer.clone();
+        let peer = shared.peer();
         peer.call_with(Channel::Wal, method, body, deadline, move |answer| {
             shared.unanswered_bytes.fetch_sub(bytes, Ordering::Relaxed);
             done(shared.told(answer).map(|_| Acked::ALONE));
@@ -177,7 +189,7 @@ impl Replica for RemoteReplica {
     }
 
     fn is_connected(&self) -> bool {
-        self.shared.peer.is_connected(Channel::Wal)
+        self.shared.peer.read().is_connected(Channel::Wal)
     }
 }
 

@@ -179,7 +179,14 @@ impl LocalReplica {
         }
     }
 
-    /// As [`Wal::append`], but for a caller that may ask twice, because an answer can be lost on its way: a chunk that is here
+    /// As [`Wal::append`], but for a replica among others: [`WalError::Full`] and [`WalError::Gap`] say that no byte of the chunk was
+    /// kept, so that its number may be another chunk's. (A chunk that was written behind one that was refused is found again at
+    /// the next start, when this replica may not have what the others have by that number.)
+    pub(crate) fn append_strictly(&self, chunk: Chunk, done: AppendDone) {
+        self.append_as(chunk, true, done);
+    }
+
+    /// As [`append_strictly`](Self::append_strictly), but for a caller that may ask twice, because an answer can be lost on its way: a chunk that is here
     /// already, the same to the byte, is acknowledged again. Another chunk of that number is a [`WalError::Gap`].
     pub(crate) fn append_again(&self, chunk: Chunk, done: AppendDone) {
         let id = (chunk.stream(), chunk.number());
@@ -191,7 +198,7 @@ impl LocalReplica {
                 }
             } else if state.index.place(id).is_none() {
                 drop(state);
-                return Wal::append(self, chunk, done);
+                return self.append_strictly(chunk, done);
             }
         }
         let replica = self.clone();
@@ -204,6 +211,46 @@ impl LocalReplica {
             };
             done(answer);
         });
+    }
+
+    fn append_as(&self, chunk: Chunk, is_strict: bool, done: AppendDone) {
+        let shared = &self.shared;
+        let id = (chunk.stream(), chunk.number());
+        let frame = chunk.frame().clone();
+        {
+            let mut state = shared.state.lock();
+            if let Err(error) = shared.check(&state, id, u64::from(frame.len())) {
+                drop(state);
+                return done(Err(error));
+            }
+            state.index.begin(id);
+            state.under_way.insert(id, (chunk.clone(), Vec::new()));
+        }
+        let done = if shared.host.sabotaged("ack-before-sync") {
+            done(Ok(Acked::ALONE));
+            shared.host.sabotage_lag();
+            Box::new(|_| {})
+        } else {
+            done
+        };
+        let started = Instant::now();
+        // The journal calls back unless it refuses the call itself; either way `done` is called once.
+        let once = Arc::new(Mutex::new(Some((done, chunk))));
+        let settle = {
+            let shared = Arc::clone(shared);
+            let once = Arc::clone(&once);
+            move |result| {
+                let Some((done, chunk)) = once.lock().take() else { return };
+                let answer = shared.appended(id, chunk, result, is_strict);
+                shared.metrics.append_latency.observe(started.elapsed().as_secs_f64());
+                shared.host.crash_point("wal.after_sync");
+                done(answer);
+            }
+        };
+        if let Err(error) = shared.journal.append(frame, settle) {
+            let Some((done, chunk)) = once.lock().take() else { return };
+            done(shared.appended(id, chunk, Err(error), is_strict));
+        }
     }
 
     /// What it counts.
@@ -233,6 +280,7 @@ impl Shared {
         id: ChunkId,
         chunk: Chunk,
         result: Result<Written, JournalError>,
+        is_strict: bool,
     ) -> Result<Acked, WalError> {
         let mut state = self.state.lock();
         let again = state.under_way.remove(&id).map(|(_, again)| again).unwrap_or_default();
@@ -252,7 +300,13 @@ impl Shared {
                     }
                 }
                 self.recycle_free(&mut state);
-                taken.map(|()| Acked::ALONE)
+                match taken {
+                    Ok(()) => Ok(Acked::ALONE),
+                    Err(error) if is_strict => {
+                        Err(WalError::Failed(format!("written behind a chunk that was refused ({error})")))
+                    }
+                    Err(error) => Err(error),
+                }
             }
             Err(error) => {
                 let answer = of_append(&error);
@@ -336,43 +390,7 @@ impl Shared {
 #[async_trait]
 impl Wal for LocalReplica {
     fn append(&self, chunk: Chunk, done: AppendDone) {
-        let shared = &self.shared;
-        let id = (chunk.stream(), chunk.number());
-        let frame = chunk.frame().clone();
-        {
-            let mut state = shared.state.lock();
-            if let Err(error) = shared.check(&state, id, u64::from(frame.len())) {
-                drop(state);
-                return done(Err(error));
-            }
-            state.index.begin(id);
-            state.under_way.insert(id, (chunk.clone(), Vec::new()));
-        }
-        let done = if shared.host.sabotaged("ack-before-sync") {
-            done(Ok(Acked::ALONE));
-            shared.host.sabotage_lag();
-            Box::new(|_| {})
-        } else {
-            done
-        };
-        let started = Instant::now();
-        // The journal calls back unless it refuses the call itself; either way `done` is called once.
-        let once = Arc::new(Mutex::new(Some((done, chunk))));
-        let settle = {
-            let shared = Arc::clone(shared);
-            let once = Arc::clone(&once);
-            move |result| {
-                let Some((done, chunk)) = once.lock().take() else { return };
-                let answer = shared.appended(id, chunk, result);
-                shared.metrics.append_latency.observe(started.elapsed().as_secs_f64());
-                shared.host.crash_point("wal.after_sync");
-                done(answer);
-            }
-        };
-        if let Err(error) = shared.journal.append(frame, settle) {
-            let Some((done, chunk)) = once.lock().take() else { return };
-            done(shared.appended(id, chunk, Err(error)));
-        }
+        self.append_as(chunk, false, done);
     }
 
     fn max_chunk_bytes(&self) -> usize {

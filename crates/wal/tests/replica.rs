@@ -318,6 +318,53 @@ fn a_disk_that_runs_full_by_itself_refuses_without_a_gap() {
     });
 }
 
+/// What one replica among others says it did not keep, it does not have after a restart either: another chunk may have its number.
+#[test]
+fn what_was_refused_strictly_is_not_found_again() {
+    let mut refused = 0;
+    for seed in 0..40_u64 {
+        let disk = Arc::new(SimDisk::new(seed));
+        disk.set_faults(Faults { capacity_bytes: Some((400 + seed * 9) << 10), ..Faults::default() });
+        let answers = Arc::new(Mutex::new(BTreeMap::new()));
+        let heard = Arc::clone(&answers);
+        on_node(&disk, seed, None, move |host| async move {
+            let replica = open(&host, options()).await;
+            replica.reconcile(&empty_image());
+            for number in 0..60 {
+                let answers = Arc::clone(&heard);
+                let bytes = if number % 4 == 0 { 50_000 } else { 500 };
+                let made = chunk(STREAM, number, &[(key(1, 0), batch(number as u8, bytes))]);
+                let done = move |result| drop(answers.lock().insert(number, result));
+                isobar_wal::Replica::append(&replica, made, Box::new(done));
+                if number % 7 == 0 {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+            }
+            while heard.lock().len() < 60 {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            replica.close().await;
+        });
+        let heard = answers.lock().clone();
+        refused += heard.values().filter(|result| result.is_err()).count();
+        disk.set_faults(Faults::default());
+        on_node(&disk, seed + 1000, None, move |host| async move {
+            let replica = open(&host, options()).await;
+            for (number, result) in heard {
+                let read = Wal::read(&replica, STREAM, number, 0..1).await;
+                match result {
+                    Ok(_) => assert!(read.is_ok(), "seed {seed}: {number}"),
+                    Err(WalError::Full | WalError::Gap { .. }) => {
+                        assert_eq!(read, Err(WalError::NotFound), "seed {seed}: {number}");
+                    }
+                    Err(_) => {}
+                }
+            }
+        });
+    }
+    assert!(refused > 400, "{refused}");
+}
+
 #[test]
 fn a_failed_sync_is_told_and_nothing_is_taken_after_it() {
     let disk = Arc::new(SimDisk::new(9));

@@ -174,3 +174,23 @@ fn forgotten_streams_stay_closed_however_many() {
     }
     assert_eq!(index.check((StreamId(3001), 0)), Ok(()));
 }
+
+#[test]
+fn a_stream_that_is_newer_than_the_image_is_not_forgotten_and_an_older_one_that_nobody_knows_is() {
+    let format = isobar_metadata::record::ClusterFormat::dev("test".to_owned(), "store".to_owned());
+    let image = isobar_metadata::StateMachine::new(format).image();
+    let mut index = Index::new(directory());
+    index.recovered((StreamId(3), 0), place(0, 0));
+    index.begin((StreamId(9), 0));
+    index.written((StreamId(9), 0), place(1, 0)).unwrap();
+    assert_eq!(index.reconcile(&image), [(StreamId(3), 0)]);
+    assert!(index.holds((StreamId(9), 0)));
+    // Metadata tells of a stream elsewhere: what it passed by was opened elsewhere too, or is forgotten.
+    index.follow(&effects(vec![stream_changed(StreamId(11), DirectoryId::from([2; 16]), false)]));
+    assert_eq!(index.check((StreamId(10), 0)), Err(WalError::Closed));
+    assert_eq!(index.check((StreamId(11), 0)), Err(WalError::Closed));
+    assert_eq!(index.check((StreamId(9), 1)), Ok(()));
+    assert_eq!(index.check((StreamId(12), 0)), Ok(()));
+    // Effects were missed, and the image that came instead does not know it any more.
+    assert_eq!(index.reconcile(&image), [(StreamId(9), 0)]);
+}

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use isobar_metadata::Image;
 use isobar_metadata::effect::{ChunkCommitted, EffectBatch, EffectKind};
 use isobar_metadata::ids::StreamId;
 
@@ -45,6 +46,20 @@ impl Memory {
 
     pub(crate) fn bytes(&self) -> usize {
         self.tail.bytes()
+    }
+
+    /// Effects were missed: the image says what is left. Streams newer than `told` are newer than the image.
+    pub(crate) fn reconcile(&mut self, image: &Image, told: Option<StreamId>) {
+        let ids: Vec<StreamId> = self.streams.keys().copied().filter(|id| Some(*id) <= told).collect();
+        for id in ids {
+            match image.stream(id) {
+                Some(truth) => self.drop_where(id, |number, _| truth.is_garbage(number)),
+                None => {
+                    self.drop_where(id, |_, _| true);
+                    self.streams.remove(&id);
+                }
+            }
+        }
     }
 
     pub(crate) fn follow(&mut self, batch: &EffectBatch) {

@@ -20,12 +20,14 @@
 //!
 //! Crash: nothing here is durable. A later life writes to streams of its own.
 
+mod choose;
 mod clock;
 mod memory;
 mod read;
 mod stream;
+mod write;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -39,9 +41,8 @@ use isobar_metadata::effect::{EffectBatch, EffectKind};
 use isobar_metadata::ids::{DirectoryId, StreamId};
 use isobar_rpc::Peer;
 use parking_lot::{Mutex, RwLock};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use crate::ensemble::{Candidate, TooFewReplicas, choose_ensemble};
 use crate::member::Replica;
 use crate::metrics::QuorumMetrics;
 use crate::remote::{RemoteOptions, RemoteReplica};
@@ -49,12 +50,9 @@ use crate::{AppendDone, Chunk, Wal, WalError};
 use clock::Clock;
 use memory::Memory;
 use read::Race;
-use stream::{Answer, Stream};
+use write::Writing;
 
 pub use stream::{ENSEMBLE_MAX, Limits};
-
-/// How long a choice waits for a replica that is not connected, if the others suffice.
-const CONNECT_PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long a replica is read from only after the others, once it failed to answer or was slow.
 const AVOID: Duration = Duration::from_secs(1);
@@ -91,7 +89,7 @@ impl Default for QuorumOptions {
 
 /// Where an incarnation of a WAL directory is.
 pub enum Found {
-    /// Here: the one on this node.
+    /// Here: the one on this node; each time the same `Arc`.
     Replica(Arc<dyn Replica>),
     /// On the node that metadata registered it for.
     Remote(Peer),
@@ -160,26 +158,10 @@ struct Entry {
     writing: Mutex<Option<Writing>>,
 }
 
-/// What is under way in a stream.
-struct Writing {
-    stream: Stream,
-    /// Taken and not told, in order.
-    waiting: VecDeque<(Chunk, AppendDone, Instant)>,
-    /// Taken and not handed to the replicas, with whom it is for.
-    to_send: VecDeque<(Chunk, u32)>,
-    is_sending: bool,
-    is_telling: bool,
-    /// In the list of streams that the clock looks at.
-    is_watched: bool,
-    /// Members whose leaving was logged.
-    reported: u32,
-}
-
 /// A replica, and what is known of it over all streams.
 struct Handle {
     replica: Arc<dyn Replica>,
-    /// Of a remote one.
-    peer: Option<(i32, String)>,
+    remote: Option<RemoteReplica>,
     /// Of reads, smoothed.
     latency_us: AtomicU64,
     suspect_until: Mutex<Option<Instant>>,
@@ -224,7 +206,9 @@ impl QuorumWal {
         let newest = image.streams().map(|stream| stream.record.stream).max();
         streams.newest_told = streams.newest_told.max(newest);
         let told = streams.newest_told;
-        streams.known.retain(|id, _| Some(*id) > told || image.stream(*id).is_some());
+        let is_forgotten = |id| Some(id) <= told && image.stream(id).is_none();
+        streams.known.retain(|id, _| !is_forgotten(*id));
+        streams.written.retain(|entry| !is_forgotten(entry.id));
         for stream in image.streams() {
             let record = &stream.record;
             streams.learn(record.stream, &record.ensemble, record.write_quorum);
@@ -232,6 +216,8 @@ impl QuorumWal {
                 streams.close(record.stream);
             }
         }
+        drop(streams);
+        self.shared.memory.lock().reconcile(image, told);
     }
 
     /// A stream was opened for this node: what metadata's answer says, which may come before the effect.
@@ -256,58 +242,6 @@ impl QuorumWal {
     /// may open another stream on a whole ensemble.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
-    }
-
-    /// Chooses the ensemble of a new stream among the directories of the image, of those that answer within
-    /// [`RemoteOptions::probe_timeout`]; who is not connected, or was too slow of late, is not waited for so long if the others
-    /// suffice. `asker`: see [`choose_ensemble`].
-    pub async fn choose(&self, image: &Image, asker: u64) -> Result<Vec<DirectoryId>, TooFewReplicas> {
-        let shared = &self.shared;
-        let write_quorum = image.write_quorum();
-        let mut candidates = Vec::new();
-        let mut probes = Race::default();
-        // Those that are worth waiting for.
-        let mut awaited = BTreeSet::new();
-        for (place, (record, handle)) in (image.directories())
-            .filter_map(|record| Some((record, shared.handle(record.directory).ok()?)))
-            .enumerate()
-        {
-            candidates.push(Candidate {
-                directory: record.directory,
-                node_id: record.node_id,
-                zone: record.zone.clone(),
-                is_local: handle.replica.is_local(),
-                is_connected: false,
-                has_room: false,
-                is_suspect: handle.is_suspect(),
-            });
-            if handle.replica.is_connected() && !handle.is_suspect() {
-                awaited.insert(place);
-            }
-            probes.add(async move { (place, handle.replica.probe().await) });
-        }
-        let began = Instant::now();
-        while !probes.is_empty() {
-            let suffices = awaited.is_empty() && choose_ensemble(&candidates, write_quorum, asker).is_ok();
-            let patience = shared.options.remote.probe_timeout;
-            let patience = if suffices { patience.min(CONNECT_PATIENCE) } else { patience };
-            let (place, answer) = tokio::select! {
-                biased;
-                answer = probes.next() => answer,
-                () = sleep_until(began + patience) => break,
-            };
-            awaited.remove(&place);
-            match answer {
-                Ok(has_room) => {
-                    candidates[place].is_connected = true;
-                    candidates[place].has_room = has_room;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, directory = %candidates[place].directory, "no candidate")
-                }
-            }
-        }
-        choose_ensemble(&candidates, write_quorum, asker)
     }
 
     /// What it counts.
@@ -355,16 +289,13 @@ impl Shared {
                 Some(known) if Arc::ptr_eq(&known.replica, &replica) => return Ok(Arc::clone(known)),
                 _ => Handle::new(replica, None),
             },
-            Found::Remote(peer) => {
-                let address = Some((peer.node_id(), peer.address().to_owned()));
-                match known {
-                    Some(known) if known.peer == address => return Ok(Arc::clone(known)),
-                    _ => {
-                        let replica = RemoteReplica::new(peer, directory, self.options.remote.clone());
-                        Handle::new(Arc::new(replica), address)
-                    }
+            Found::Remote(peer) => match known.and_then(|known| Some((known, known.remote.as_ref()?))) {
+                Some((known, remote)) if remote.takes(&peer) => return Ok(Arc::clone(known)),
+                _ => {
+                    let remote = RemoteReplica::new(peer, directory, self.options.remote.clone());
+                    Handle::new(Arc::new(remote.clone()), Some(remote))
                 }
-            }
+            },
             Found::Removed => {
                 handles.remove(&directory);
                 return Err(Absent::Removed);
@@ -374,209 +305,6 @@ impl Shared {
         let handle = Arc::new(handle);
         handles.insert(directory, Arc::clone(&handle));
         Ok(handle)
-    }
-
-    /// Makes the state machine of a stream that this node begins to write.
-    fn begin(&self, entry: &Arc<Entry>) -> Writing {
-        let members: Vec<Option<Arc<Handle>>> =
-            entry.ensemble.iter().map(|directory| self.handle(*directory).ok()).collect();
-        let mut stream = Stream::new(members.len(), entry.write_quorum, self.options.limits);
-        for (member, handle) in members.iter().enumerate() {
-            if handle.is_none() {
-                stream.lacks(member, "nobody knows where it is", self.clock.now_ms());
-            }
-        }
-        // Only ever set here, under the lock of `writing`.
-        let _ = entry.members.set(members);
-        let mut streams = self.streams.write();
-        if streams.known.contains_key(&entry.id) && !entry.is_closed.load(Ordering::Acquire) {
-            streams.written.push(Arc::clone(entry));
-        }
-        Writing {
-            stream,
-            waiting: VecDeque::new(),
-            to_send: VecDeque::new(),
-            is_sending: false,
-            is_telling: false,
-            is_watched: false,
-            reported: 0,
-        }
-    }
-
-    fn append(self: &Arc<Self>, chunk: Chunk, done: AppendDone) {
-        let refusal = match self.entry(chunk.stream()) {
-            Some(entry) if !entry.is_closed.load(Ordering::Acquire) => match self.take(&entry, chunk, done) {
-                Ok(()) => {
-                    self.send(&entry);
-                    return;
-                }
-                Err((error, done)) => {
-                    self.settle(&entry);
-                    (error, done)
-                }
-            },
-            _ => (WalError::Closed, done),
-        };
-        let (error, done) = refusal;
-        done(Err(error));
-    }
-
-    /// Enters a chunk, or says why it is not taken.
-    fn take(
-        self: &Arc<Self>,
-        entry: &Arc<Entry>,
-        chunk: Chunk,
-        done: AppendDone,
-    ) -> Result<(), (WalError, AppendDone)> {
-        let bytes = u64::from(chunk.frame().len());
-        if bytes > self.options.max_chunk_bytes as u64 {
-            let max = self.options.max_chunk_bytes;
-            return Err((WalError::TooLarge(format!("a chunk of {bytes} bytes, {max} at most")), done));
-        }
-        let mut guard = entry.writing.lock();
-        let writing = guard.get_or_insert_with(|| self.begin(entry));
-        match writing.stream.append(chunk.number(), bytes, self.clock.now_ms()) {
-            Ok(members) => {
-                writing.to_send.push_back((chunk.clone(), members));
-                writing.waiting.push_back((chunk, done, Instant::now()));
-                if !std::mem::replace(&mut writing.is_watched, true) {
-                    self.clock.watch(entry);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                if error == WalError::Full {
-                    self.metrics.full.inc();
-                }
-                Err((error, done))
-            }
-        }
-    }
-
-    /// Hands to the replicas what waits, in order, whoever comes: one does it for all.
-    fn send(self: &Arc<Self>, entry: &Arc<Entry>) {
-        let Some(members) = entry.members.get() else { return };
-        let mut is_ours = false;
-        loop {
-            let (chunk, to) = {
-                let mut guard = entry.writing.lock();
-                let Some(writing) = guard.as_mut() else { return };
-                if !is_ours && std::mem::replace(&mut writing.is_sending, true) {
-                    return;
-                }
-                is_ours = true;
-                match writing.to_send.pop_front() {
-                    Some((chunk, to)) => (chunk, to & writing.stream.live()),
-                    None => {
-                        writing.is_sending = false;
-                        return;
-                    }
-                }
-            };
-            for (member, handle) in members.iter().enumerate() {
-                let Some(handle) = handle.as_ref().filter(|_| to & (1 << member) != 0) else { continue };
-                let number = chunk.number();
-                let (shared, entry) = (Arc::clone(self), Arc::clone(entry));
-                handle.replica.append(
-                    chunk.clone(),
-                    Box::new(move |result| {
-                        let answer = answer_of(number, result.map(|_| ()));
-                        if let Some(writing) = entry.writing.lock().as_mut() {
-                            writing.stream.answer(member, number, answer, shared.clock.now_ms());
-                        }
-                        shared.settle(&entry);
-                    }),
-                );
-            }
-        }
-    }
-
-    /// Draws the consequences of what the state machine decided: logs who was left behind, tells callers in order.
-    fn settle(self: &Arc<Self>, entry: &Arc<Entry>) {
-        let mut is_ours = false;
-        loop {
-            let (chunk, done, result, began) = {
-                let mut guard = entry.writing.lock();
-                let Some(writing) = guard.as_mut() else { return };
-                self.report(entry, writing);
-                if !is_ours && std::mem::replace(&mut writing.is_telling, true) {
-                    return;
-                }
-                is_ours = true;
-                let told = writing.stream.take_told();
-                match told.and_then(|(_, result)| Some((writing.waiting.pop_front()?, result))) {
-                    Some(((chunk, done, began), result)) => (chunk, done, result, began),
-                    None => {
-                        writing.is_telling = false;
-                        return;
-                    }
-                }
-            };
-            match &result {
-                Ok(_) => {
-                    self.metrics.append_latency.observe(began.elapsed().as_secs_f64());
-                    self.remember(entry, chunk);
-                }
-                Err(WalError::Full | WalError::TooLarge(_)) => _ = self.metrics.full.inc(),
-                Err(_) => _ = self.metrics.broken_appends.inc(),
-            }
-            done(result);
-        }
-    }
-
-    fn report(&self, entry: &Arc<Entry>, writing: &mut Writing) {
-        let live = writing.stream.live();
-        let before = entry.live.swap(live, Ordering::AcqRel);
-        let breaks = writing.stream.is_broken() && !entry.is_closed.load(Ordering::Acquire);
-        if before == live && !breaks {
-            return;
-        }
-        for (member, directory) in entry.ensemble.iter().enumerate() {
-            let bit = 1 << member;
-            let Some(left) = writing.stream.left(member).filter(|_| writing.reported & bit == 0) else {
-                continue;
-            };
-            writing.reported |= bit;
-            self.metrics.left_behind(left.is_slow);
-            let why = &left.why;
-            tracing::warn!(stream = %entry.id, %directory, %why, "a WAL replica was left behind");
-            let handle = entry.members.get().and_then(|members| members[member].as_ref());
-            if let Some(handle) = handle.filter(|_| left.is_slow) {
-                *handle.suspect_until.lock() = Some(Instant::now() + self.options.suspect);
-            }
-        }
-        if writing.stream.is_broken() && !entry.is_closed.swap(true, Ordering::AcqRel) {
-            self.metrics.broken_streams.inc();
-            tracing::warn!(stream = %entry.id, "fewer than a write quorum are left: the stream is closed");
-        }
-        self.changed.send_modify(|count| *count += 1);
-    }
-
-    /// Keeps a chunk for this node's readers, unless a replica beside it does.
-    fn remember(&self, entry: &Entry, chunk: Chunk) {
-        let live = entry.live.load(Ordering::Acquire);
-        let members = entry.members.get().map_or(&[][..], Vec::as_slice);
-        let is_beside = members.iter().enumerate().any(|(member, handle)| {
-            live & (1 << member) != 0 && handle.as_ref().is_some_and(|handle| handle.replica.is_local())
-        });
-        if !is_beside {
-            let mut memory = self.memory.lock();
-            memory.insert(chunk);
-            self.metrics.memory_bytes.set(i64::try_from(memory.bytes()).unwrap_or(i64::MAX));
-        }
-    }
-
-    /// Leaves behind who is late, in a stream that the clock watches. Says whether to go on watching it.
-    fn expire(self: &Arc<Self>, entry: &Arc<Entry>) -> bool {
-        let goes_on = {
-            let mut guard = entry.writing.lock();
-            let Some(writing) = guard.as_mut() else { return false };
-            writing.stream.expire(self.clock.now_ms());
-            writing.is_watched = writing.stream.waits();
-            writing.is_watched
-        };
-        self.settle(entry);
-        goes_on
     }
 
     /// Of the open streams that this node writes and that have no write quorum with room: the members without.
@@ -616,20 +344,9 @@ impl Handle {
         *self.avoid_until.lock() = Some(Instant::now() + AVOID);
     }
 
-    fn new(replica: Arc<dyn Replica>, peer: Option<(i32, String)>) -> Self {
+    fn new(replica: Arc<dyn Replica>, remote: Option<RemoteReplica>) -> Self {
         let (suspect_until, avoid_until) = (Mutex::new(None), Mutex::new(None));
-        Self { replica, peer, latency_us: AtomicU64::new(0), suspect_until, avoid_until }
-    }
-}
-
-/// What an answer means for the replica's standing.
-fn answer_of(number: u64, result: Result<(), WalError>) -> Answer {
-    match result {
-        Ok(()) => Answer::Acknowledged,
-        Err(WalError::Full) => Answer::Full,
-        Err(WalError::TooLarge(why)) => Answer::TooLarge(why),
-        Err(WalError::Gap { expected }) if expected <= number => Answer::Gap,
-        Err(error) => Answer::Failed(error.to_string()),
+        Self { replica, remote, latency_us: AtomicU64::new(0), suspect_until, avoid_until }
     }
 }
 
