@@ -13,6 +13,10 @@
 //!    member takes no more commands and answers no barrier.
 //! 5. A member that only keeps time comes to rest: an entry without effects is archived with the next that has some.
 //!
+//! 6. In a group of several the leader archives. A new one looks at what is there and goes on behind it, after it has applied
+//!    everything that was committed before. One that was deposed meanwhile may still write what it was writing: entries that
+//!    were applied, so the same ones. The others let their log go as far as the leader says (in its appends).
+//!
 //! Ordering: claim; entries before the snapshot that contains them; the parts of a snapshot in order, the last one says so.
 //!
 //! Failure: a store that fails stalls the archive and nothing else; the next pass goes on where this one ended.

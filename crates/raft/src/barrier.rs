@@ -121,7 +121,18 @@ pub(crate) async fn run(barriers: Arc<Barriers>, raft: Raft, machine: Arc<Machin
                 }
                 continue;
             }
-            Way::There(remote, leader) => (follow(&remote, &leader, &machine).await, leader.id),
+            Way::There(remote, leader) => {
+                let mut known = lead.leader.clone();
+                // One that has lost the leadership to a cut does not answer.
+                let result = tokio::select! {
+                    biased;
+                    result = follow(&remote, &leader, &machine) => result,
+                    _ = known.wait_for(|now| now.id.is_some() && now.term > leader.term) => {
+                        Err(ProposeError::NotLeader { leader: None })
+                    }
+                };
+                (result, leader.id)
+            }
             Way::Nowhere => (Err(ProposeError::NotLeader { leader: None }), None),
         };
         for waiter in waiters {

@@ -63,7 +63,7 @@ pub(crate) async fn begin(raft: Raft, remote: Arc<Remote>, voters: Vec<(u64, Str
                 Ok(incarnation) => {
                     members.insert(*node, Peer { incarnation, address: address.clone() });
                 }
-                Err(why) if round % LOG_EVERY_ROUNDS == 0 => {
+                Err(why) if round.is_multiple_of(LOG_EVERY_ROUNDS) => {
                     tracing::warn!(node, address, why, "the metadata quorum cannot begin yet");
                 }
                 Err(_) => {}

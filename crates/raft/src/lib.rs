@@ -1,7 +1,7 @@
 //! The metadata quorum: openraft on the journal.
 //!
 //! Owns: one member of one Raft group; its log (a [journal](isobar_journal)), its snapshots, the running metadata state
-//! machine, and the effects that come out of it.
+//! machine, and the effects that come out of it; the services RAFT and METADATA of the node's [transport](isobar_rpc).
 //!
 //! Promises
 //! 1. A command that was answered with a result is committed, synced on a quorum, and applied here; whoever reads after
@@ -16,9 +16,10 @@
 //! How a command walks: [`Quorum::propose_with`] queues it (`propose`); one task on the raft thread groups what waits
 //! into an entry and hands it to openraft; openraft appends it (`log_store`), the journal's thread writes and syncs it,
 //! openraft commits it and the worker applies it (`machine`): effects into the ring (`effects`), then the answer, on the
-//! same thread. Two threads, two wakes.
+//! same thread. Two threads, two wakes. On a follower the same queue goes to the leader's in batches (`remote::forward`), and
+//! openraft's own messages go by `remote::network` and come by `remote::service`.
 //!
-//! Determinism: openraft runs on its deterministic runtime, seeded from the host, in both worlds ([`types`]). Its selects
+//! Determinism: openraft runs on its deterministic runtime, seeded from the host, in both worlds (`runtime`). Its selects
 //! are biased and its maps ordered, so in the simulation a seed gives one run. What is left to chance in reality: the
 //! interleaving with the journal's thread and the callers' threads.
 

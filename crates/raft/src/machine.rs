@@ -155,6 +155,10 @@ impl Machine {
     /// Holds what another member says of its state against this one's. What is too old to know is passed over; what is
     /// not applied yet is compared when it is, one at a time.
     pub(crate) fn compare(&self, node: u64, position: Position) {
+        if position.index == 0 {
+            // Before the first entry and after it look the same.
+            return;
+        }
         let mut state = self.state.lock();
         let Some(known) = state.hash_at(position.index) else {
             if position.index > state.machine.applied_index() && state.claimed.is_none() {

@@ -4,7 +4,7 @@
 //! voter, by joint consensus. One change at a time; only the leader makes them. A change that was cut off leaves a learner, or
 //! a joint membership that the next change ends; asking again is always safe.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -98,6 +98,16 @@ async fn changed<T>(
 fn effective(raft: &Raft) -> Membership {
     use openraft_rt::watch::WatchReceiver as _;
     raft.server_metrics().borrow_watched().membership_config.membership().clone()
+}
+
+/// Enters where this member is reached, if the group knows it elsewhere: a group of one may have begun without an address, or
+/// been recovered on another machine. For its leader, before there are others.
+pub(crate) async fn readdress(raft: &Raft, me: u64, peer: Peer) -> Result<(), MembershipError> {
+    if effective(raft).get_node(&me) == Some(&peer) {
+        return Ok(());
+    }
+    let change = ChangeMembers::SetNodes(BTreeMap::from([(me, peer)]));
+    changed(raft.change_membership(change, true), CHANGE_TIMEOUT).await
 }
 
 /// Adds a learner and waits until it has caught up.

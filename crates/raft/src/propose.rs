@@ -11,13 +11,14 @@
 //! 5. A member that does not lead sends what it takes to the leader, in order; one that knows no leader answers at once that
 //!    nothing was proposed. What a follower has sent here is proposed here or refused, never passed on.
 //! 6. In a group of several nothing waits for ever: an entry that has no answer after [`ANSWER_TIMEOUT`] (a leader that is cut
-//!    off keeps its entries, for they may still be committed) is answered with [`ProposeError::Unknown`].
+//!    off keeps its entries, for they may still be committed), or was sent to one whose successor is known, is answered with
+//!    [`ProposeError::Unknown`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_host::Host;
+use isobar_host::{Host, watch};
 use isobar_metadata::command::MAX_ENTRY_BYTES;
 use isobar_metadata::{CommandResult, Entry as MetadataEntry, Envelope};
 use openraft::errors::ClientWriteError;
@@ -28,7 +29,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::error::ProposeError;
-use crate::leader::{Lead, Way};
+use crate::leader::{Lead, Leader, Way};
 use crate::machine::MachineWorker;
 use crate::metrics::{RaftMetrics, gauge};
 use crate::remote::forward;
@@ -229,7 +230,8 @@ impl Answers {
 
     fn give_up(self) {
         let count = self.asked.len();
-        let error = ProposeError::Unknown { reason: "no quorum committed it in time" };
+        let error =
+            ProposeError::Unknown { reason: "it was not committed in time, or not by the leader asked" };
         self.answer(std::iter::repeat_n(Err(error), count));
     }
 }
@@ -260,40 +262,63 @@ impl Drop for Hold {
     }
 }
 
-/// Entries on their way, oldest first.
+/// One entry on its way.
+struct OnItsWay {
+    since: Instant,
+    /// Of an entry that was sent to a leader: that leader's term.
+    sent_in: Option<u64>,
+    answers: Shared,
+}
+
+/// Entries on their way.
 #[derive(Default)]
 pub(crate) struct InFlight {
-    entries: Mutex<VecDeque<(Instant, Shared)>>,
+    entries: Mutex<Vec<OnItsWay>>,
 }
 
 impl InFlight {
-    fn push(&self, answers: &Shared) {
-        self.entries.lock().push_back((Instant::now(), Arc::clone(answers)));
+    fn push(&self, answers: &Shared, sent_in: Option<u64>) {
+        let answers = Arc::clone(answers);
+        self.entries.lock().push(OnItsWay { since: Instant::now(), sent_in, answers });
     }
 
-    /// Answers what has waited too long.
-    fn sweep(&self) {
-        loop {
-            let answers = {
-                let mut entries = self.entries.lock();
-                let Some((since, shared)) = entries.front() else { return };
-                if shared.lock().is_some() && since.elapsed() < ANSWER_TIMEOUT {
-                    return;
-                }
-                entries.pop_front().and_then(|(_, shared)| shared.lock().take())
-            };
-            if let Some(answers) = answers {
-                answers.give_up();
+    /// Answers what has waited too long, and what was sent to one who leads no longer: it may have been cut off, and
+    /// what became of the entry is seen by asking again.
+    fn sweep(&self, term: u64) {
+        let mut given_up = Vec::new();
+        self.entries.lock().retain(|entry| {
+            let late =
+                entry.since.elapsed() >= ANSWER_TIMEOUT || entry.sent_in.is_some_and(|sent| sent < term);
+            let mut answers = entry.answers.lock();
+            if late {
+                given_up.extend(answers.take());
             }
+            answers.is_some()
+        });
+        for answers in given_up {
+            answers.give_up();
         }
     }
 }
 
-/// Answers what openraft leaves unanswered, until the slots are closed.
-pub(crate) async fn sweep(in_flight: Arc<InFlight>, slots: Arc<Semaphore>) {
+/// Answers what is left unanswered, until the slots are closed.
+pub(crate) async fn sweep(
+    in_flight: Arc<InFlight>,
+    slots: Arc<Semaphore>,
+    mut leader: watch::Receiver<Leader>,
+) {
     while !slots.is_closed() {
-        tokio::time::sleep(SWEEP_INTERVAL).await;
-        in_flight.sweep();
+        let changed = tokio::time::timeout(SWEEP_INTERVAL, leader.changed()).await;
+        if matches!(changed, Ok(Err(_))) {
+            // openraft has stopped and has dropped what it had.
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+        }
+        // Only one that is known takes the place of the one before.
+        let term = {
+            let leader = leader.borrow();
+            leader.id.map_or(0, |_| leader.term)
+        };
+        in_flight.sweep(term);
     }
 }
 
@@ -339,7 +364,9 @@ impl Proposer {
                     }
                     let (envelopes, asked) = split(own);
                     self.queue.metrics.forwarded.inc_by(asked.len() as u64);
-                    let hold = Hold(self.answers(asked, slot));
+                    let answers = self.answers(asked, slot);
+                    self.in_flight.push(&answers, Some(leader.term));
+                    let hold = Hold(answers);
                     forward::propose_there(&remote, &leader, envelopes, move |results| {
                         if let Some(answers) = hold.take() {
                             answers.answer(results.into_iter());
@@ -365,7 +392,7 @@ impl Proposer {
         self.queue.metrics.entry_bytes.inc_by(command.bytes().len() as u64);
         let answers = self.answers(asked, slot);
         if self.lead.in_group() {
-            self.in_flight.push(&answers);
+            self.in_flight.push(&answers, None);
         }
         let hold = Hold(answers);
         let completion = Completion::new(move |result| {

@@ -218,6 +218,12 @@ impl Quorum {
             .map_err(|fatal| RaftError::Stopped(fatal.to_string()))?;
         if stands_alone(&raft, &options, &format, pristine).await? {
             take_lead(&raft, &machine, &options, &format, pristine).await?;
+            if remote.is_some() {
+                let me = Peer { incarnation: format.incarnation(), address: options.address.clone() };
+                members::readdress(&raft, options.node_id, me).await.map_err(|error| {
+                    RaftError::Stopped(format!("the own address could not be entered: {error}"))
+                })?;
+            }
             if !format.bootstrapped {
                 format.bootstrapped = true;
                 format.write(&host, &options.dir)?;
@@ -265,9 +271,14 @@ impl Quorum {
                 Arc::clone(&barriers),
                 options.initial_voters.clone(),
             ));
-            seeded("raft-sweep", boxed(propose::sweep(in_flight, Arc::clone(&slots))));
-            let (to_raft, heard) = (Arc::clone(&serving.to_raft), Arc::clone(&serving.heard));
-            seeded("raft-serve", boxed(service::serve(to_raft, heard, raft.clone(), Arc::clone(remote))));
+            seeded("raft-sweep", boxed(propose::sweep(in_flight, Arc::clone(&slots), lead.leader.clone())));
+            let to_raft = Arc::clone(&serving.to_raft);
+            seeded("raft-serve", boxed(service::serve(to_raft, raft.clone(), Arc::clone(remote))));
+            let (closed, heard) = (Arc::clone(&serving.closed), Arc::clone(&serving.heard));
+            seeded(
+                "raft-closed",
+                boxed(service::watch_closed(closed, heard, raft.clone(), Arc::clone(remote))),
+            );
             let parts = Arc::clone(&serving.parts);
             seeded("raft-receive", boxed(snapshot::take_in(parts, raft.clone(), Arc::clone(remote))));
             network.rpc.register(isobar_rpc::ServiceId::RAFT, Arc::new(RaftService(Arc::clone(&serving))));
@@ -454,7 +465,7 @@ impl Quorum {
         self.shared.keeper.take_now().await
     }
 
-    /// Archives from now on, until this member stops. To be called once, where
+    /// Archives from now on, whenever this member leads, until it stops. To be called once, where
     /// [`QuorumOptions::archive_lag_bytes`] is set.
     pub fn archive(&self, archive: Arc<dyn Archive>, options: ArchiveOptions) -> Archiver {
         let shared = &self.shared;
@@ -466,9 +477,20 @@ impl Quorum {
             keeper: shared.keeper.clone(),
             queue: Arc::clone(&shared.queue),
             barriers: Arc::clone(&shared.barriers),
+            lead: shared.lead.clone(),
             metrics: Arc::clone(&shared.metrics),
         };
         Archiver::start(member, archive, options, shared.stop.subscribe())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn compare(&self, node: u64, index: u64, hash: u64) {
+        self.shared.machine.compare(node, crate::remote::wire::Position { index, hash });
+    }
+
+    #[cfg(test)]
+    pub(crate) fn network(&self) -> Option<RaftNetwork> {
+        self.shared.options.network.clone()
     }
 
     #[cfg(test)]

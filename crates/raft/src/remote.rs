@@ -38,8 +38,7 @@ use wire::Route;
 ///
 /// A follower campaigns when it has heard nothing of the leader for `election_max` (openraft's lease of the leader) and a
 /// random time between `election_min` and `election_max` more. If the leader's connection was closed and it does not come
-/// back within [`service::CLOSED_GRACE`], the lease is over at once: a killed process is replaced after a random time between
-/// `election_min` and `election_max` alone.
+/// back within 150 ms, the election comes at once: a killed process is replaced in about a quarter of a second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// Between two heartbeats. A heartbeat's answer that takes longer does not count, so it must exceed the round trip.
@@ -59,7 +58,7 @@ impl Timing {
     };
     /// For one site. Measured on two cores shared with builds (loopback, one disk): heartbeats are late by tens of milliseconds,
     /// now and then by 300. A leader that hangs (or is cut off) is replaced within 1.05 to 1.4 s, seven to fourteen of its
-    /// heartbeats; one that was killed within 0.35 to 0.7 s.
+    /// heartbeats.
     pub const LAN: Self = Self {
         heartbeat: Duration::from_millis(100),
         election_min: Duration::from_millis(350),

@@ -201,6 +201,18 @@ impl World {
         }
     }
 
+    /// Cuts the network between two nodes: nothing arrives in either direction, and nobody is told. What is sent waits.
+    pub fn cut(&self, a: &str, b: &str) {
+        self.record(&format!("cut {a} {b}"));
+        self.shared.network.cut(a, b);
+    }
+
+    /// Ends a [`World::cut`]: what waited arrives now.
+    pub fn heal(&self, a: &str, b: &str) {
+        self.record(&format!("heal {a} {b}"));
+        self.shared.network.heal(a, b);
+    }
+
     /// True while the node runs.
     pub fn is_up(&self, name: &str) -> bool {
         self.nodes.get(name).is_some_and(|slot| slot.life.as_ref().is_some_and(|life| !life.node.is_dead()))

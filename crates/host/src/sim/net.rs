@@ -3,7 +3,7 @@
 //! Bytes arrive in order, after a delay drawn from the seed, or not at all if an end dies. A pipe holds a bounded
 //! number of bytes; a writer beyond it waits, as TCP's would.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -31,6 +31,8 @@ pub(super) struct Network {
 struct State {
     listeners: BTreeMap<String, Arc<Accepting>>,
     pipes: BTreeMap<String, Vec<Weak<Pipe>>>,
+    /// Pairs of nodes, the lesser name first, between which nothing arrives.
+    cuts: BTreeSet<(String, String)>,
     connections: u16,
 }
 
@@ -47,8 +49,9 @@ struct Backlog {
     acceptor: Option<Waker>,
 }
 
-#[derive(Default)]
 struct Pipe {
+    /// Whom it joins, as in [`State::cuts`].
+    ends: (String, String),
     state: Mutex<PipeState>,
 }
 
@@ -64,6 +67,10 @@ struct PipeState {
 }
 
 impl Pipe {
+    fn new(ends: (String, String)) -> Self {
+        Self { ends, state: Mutex::default() }
+    }
+
     fn reset(&self) {
         let mut state = self.state.lock();
         state.reset = true;
@@ -84,7 +91,34 @@ fn was_reset() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, "connection reset by peer")
 }
 
+fn pair(a: &str, b: &str) -> (String, String) {
+    if a <= b { (a.to_owned(), b.to_owned()) } else { (b.to_owned(), a.to_owned()) }
+}
+
 impl Network {
+    /// Between these two nothing arrives any more, in either direction. What is sent waits, as TCP would send it again.
+    pub(super) fn cut(&self, a: &str, b: &str) {
+        self.state.lock().cuts.insert(pair(a, b));
+    }
+
+    /// What waited arrives.
+    pub(super) fn heal(&self, a: &str, b: &str) {
+        let mut state = self.state.lock();
+        state.cuts.remove(&pair(a, b));
+        let pipes: Vec<_> = state.pipes.values().flatten().filter_map(Weak::upgrade).collect();
+        drop(state);
+        for pipe in pipes {
+            if let Some(waker) = pipe.state.lock().reader.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    fn is_cut(&self, ends: &(String, String)) -> bool {
+        let state = self.state.lock();
+        !state.cuts.is_empty() && state.cuts.contains(ends)
+    }
+
     pub(super) fn listen(&self, node: &Arc<Node>, addr: &str) -> io::Result<SimListener> {
         let local = parse(addr)?;
         let mut state = self.state.lock();
@@ -109,9 +143,13 @@ impl Network {
                 format!("nobody listens on {addr}"),
             ));
         };
+        let ends = pair(node.name(), &accepting.name);
+        if state.cuts.contains(&ends) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{addr} does not answer")));
+        }
         state.connections = state.connections.wrapping_add(1);
         let from = SocketAddr::from(([127, 0, 0, 1], 32768 | state.connections));
-        let (there, back) = (Arc::new(Pipe::default()), Arc::new(Pipe::default()));
+        let (there, back) = (Arc::new(Pipe::new(ends.clone())), Arc::new(Pipe::new(ends)));
         for owner in [node.name(), accepting.name.as_str()] {
             let pipes = state.pipes.entry(owner.to_owned()).or_default();
             pipes.retain(|pipe| pipe.strong_count() > 0);
@@ -222,7 +260,12 @@ impl AsyncRead for SimReadHalf {
                 self.until = None;
             }
             let pipe = Arc::clone(&self.pipe);
+            let cut = self.node.shared.network.is_cut(&pipe.ends);
             let mut state = pipe.state.lock();
+            if cut && !state.reset {
+                state.reader = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
             if state.reset {
                 return Poll::Ready(Err(was_reset()));
             }

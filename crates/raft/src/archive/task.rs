@@ -19,6 +19,7 @@ use super::names::{Listing, LogPiece, log_name, part_name};
 use super::{Archive, ArchiveError, ArchiveOptions, Status, survey};
 use crate::barrier::Barriers;
 use crate::keeper::Keeper;
+use crate::leader::{Lead, Way};
 use crate::log_store::LogStore;
 use crate::machine::Machine;
 use crate::metrics::{RaftMetrics, gauge};
@@ -42,7 +43,14 @@ pub(crate) struct Member {
     pub(crate) keeper: Keeper,
     pub(crate) queue: Arc<Queue>,
     pub(crate) barriers: Arc<Barriers>,
+    pub(crate) lead: Lead,
     pub(crate) metrics: Arc<RaftMetrics>,
+}
+
+impl Member {
+    fn leads(&self) -> bool {
+        matches!(self.lead.way(), Way::Here)
+    }
 }
 
 #[derive(Default)]
@@ -94,8 +102,8 @@ impl Archiver {
         *self.signals.status.lock()
     }
 
-    /// Returns once everything that had effects before this call is archived. While the store fails this does not return:
-    /// bound it.
+    /// Returns once everything that had effects before this call is archived; at a member that does not lead, at once. While
+    /// the store fails this does not return: bound it.
     pub async fn flush(&self) {
         let (tell, done) = oneshot::channel();
         self.signals.flushes.lock().push(tell);
@@ -150,7 +158,13 @@ impl Work {
             // A pass much later than it was due: the process, or the machine, was paused.
             let paused = last.elapsed() > self.options.interval + CLAIM_FRESH;
             let flushes = std::mem::take(&mut *self.signals.flushes.lock());
-            match self.pass(paused || !flushes.is_empty()).await {
+            let passed = if self.member.leads() {
+                self.pass(paused || !flushes.is_empty()).await
+            } else {
+                self.stand_by();
+                Ok(())
+            };
+            match passed {
                 Ok(()) => {
                     for flush in flushes {
                         // Whoever asked may have gone.
@@ -178,6 +192,17 @@ impl Work {
                 () = tokio::time::sleep(self.options.interval) => {}
             }
         }
+    }
+
+    /// Another member archives. What is known of the archive is no longer true when this one leads again.
+    fn stand_by(&mut self) {
+        self.known = None;
+        self.checked = None;
+        self.retiring.clear();
+        self.old_ones_gone = false;
+        let machine = &self.member.machine;
+        let cut = machine.archivable().0.archived_cut();
+        *self.signals.status.lock() = Status { through: machine.archive.known(), cut };
     }
 
     /// Brings the archive up to now.
@@ -224,6 +249,11 @@ impl Work {
     /// Sees what an earlier life has archived.
     async fn begin(&mut self) -> Result<Known, ArchiveError> {
         self.check().await?;
+        if self.member.lead.in_group() {
+            // Everything that an earlier leader has archived was committed: it must be applied here before it is looked for.
+            let caught_up = self.member.barriers.wait().await;
+            caught_up.map_err(|error| ArchiveError::Unavailable(error.to_string()))?;
+        }
         let (image, _) = self.member.machine.archivable();
         let incarnation = image.incarnation();
         let listing = survey(&*self.archive, incarnation).await?;
@@ -452,7 +482,7 @@ impl Work {
     async fn measure(&self) {
         let cut = self.signals.status.lock().cut;
         let mut age_seconds = 0;
-        if self.member.machine.archivable().1 > cut {
+        if self.member.leads() && self.member.machine.archivable().1 > cut {
             let entries = self.member.store.read(cut + 1..u64::MAX, LOOK_BYTES).await.unwrap_or_default();
             let time_ms = entries.iter().find_map(|entry| match &entry.payload {
                 EntryPayload::Normal(command) => Some(command.entry().time_ms),

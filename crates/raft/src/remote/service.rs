@@ -9,8 +9,8 @@
 //! 2. Inboxes are bounded in messages and bytes; what does not fit is refused, and its sender tries again.
 //!
 //! A leader that is killed takes its connections with it. When the one on which it sends appends has closed, and nothing
-//! came from it for [`CLOSED_GRACE`], this member takes openraft's lease from it, so that the election need not wait for it.
-//! That changes no vote and no term; reads never rely on the lease.
+//! came from it for [`CLOSED_GRACE`], this member takes openraft's lease from it and asks for an election. That is safe by
+//! itself: reads never rely on the lease, and the pre-vote fails as long as the others hear of the leader.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -39,6 +39,8 @@ use crate::types::Types;
 
 /// A leader whose connection closed may come back for so long.
 pub(crate) const CLOSED_GRACE: Duration = Duration::from_millis(150);
+/// And then stands for election after so long.
+const CLOSED_STAGGER: Duration = Duration::from_millis(50);
 /// Messages to openraft that wait to be taken, and their bytes.
 const INBOX_MESSAGES: usize = 256;
 const INBOX_BYTES: usize = 64 << 20;
@@ -122,8 +124,6 @@ pub(crate) enum ToRaft {
     Vote(VoteRequest<Types>, Reply),
     PreVote(VoteRequest<Types>, Reply),
     Transfer(TransferLeaderRequest<Types>, Reply),
-    /// The connection on which this node sends has closed.
-    Closed(u64, Instant),
 }
 
 /// Answers the services RAFT and METADATA.
@@ -135,6 +135,8 @@ pub(crate) struct Inbound {
     initial_voters: Vec<(u64, String)>,
     pub(crate) to_raft: Arc<Inbox<ToRaft>>,
     pub(crate) parts: Arc<Inbox<Part>>,
+    /// Nodes whose connection for openraft's messages has closed, and when.
+    pub(crate) closed: Arc<Inbox<(u64, Instant)>>,
     /// When each node last sent something for openraft.
     pub(crate) heard: Arc<Mutex<BTreeMap<u64, Instant>>>,
     logged: Mutex<BTreeMap<(u64, u16), Instant>>,
@@ -159,6 +161,7 @@ impl Inbound {
                 2 * super::snapshot::WINDOW,
                 2 * super::snapshot::WINDOW * super::snapshot::PART_BYTES,
             )),
+            closed: Arc::new(Inbox::new(INBOX_MESSAGES, INBOX_BYTES)),
             heard: Arc::default(),
             logged: Mutex::default(),
         }
@@ -168,6 +171,7 @@ impl Inbound {
     pub(crate) fn close(&self) {
         self.to_raft.close();
         self.parts.close();
+        self.closed.close();
     }
 
     fn check(&self, from: u64, route: &Route) -> Result<(), Refusal> {
@@ -270,7 +274,6 @@ impl Inbound {
             | ToRaft::Vote(_, reply)
             | ToRaft::PreVote(_, reply)
             | ToRaft::Transfer(_, reply) => (reply, refusal),
-            ToRaft::Closed(..) => unreachable!("only requests are pushed here"),
         })
     }
 
@@ -363,7 +366,7 @@ impl Service for RaftService {
         if from.channel == Channel::Raft {
             let node = u64::try_from(from.node_id).unwrap_or(u64::MAX);
             // If there is no room, the election waits for the lease.
-            let _ = self.0.to_raft.push(ToRaft::Closed(node, Instant::now()), 0);
+            let _ = self.0.closed.push((node, Instant::now()), 0);
         }
     }
 }
@@ -379,12 +382,7 @@ impl Service for MetadataService {
 }
 
 /// Hands messages to openraft until the inbox is closed.
-pub(crate) async fn serve(
-    inbox: Arc<Inbox<ToRaft>>,
-    heard: Arc<Mutex<BTreeMap<u64, Instant>>>,
-    raft: Raft,
-    remote: Arc<Remote>,
-) {
+pub(crate) async fn serve(inbox: Arc<Inbox<ToRaft>>, raft: Raft, remote: Arc<Remote>) {
     let mut unanswered = FuturesUnordered::new();
     loop {
         let message = tokio::select! {
@@ -393,7 +391,7 @@ pub(crate) async fn serve(
             Some(()) = unanswered.next(), if !unanswered.is_empty() => continue,
         };
         let Some(message) = message else { return };
-        let answer = answer(message, raft.clone(), Arc::clone(&remote), Arc::clone(&heard));
+        let answer = answer(message, raft.clone(), Arc::clone(&remote));
         // Without tokio's budget, so that the first poll is sure to come as far as openraft's queue.
         let mut answer = Box::pin(tokio::task::unconstrained(answer));
         if futures_util::poll!(answer.as_mut()).is_pending() {
@@ -402,7 +400,7 @@ pub(crate) async fn serve(
     }
 }
 
-async fn answer(message: ToRaft, raft: Raft, remote: Arc<Remote>, heard: Arc<Mutex<BTreeMap<u64, Instant>>>) {
+async fn answer(message: ToRaft, raft: Raft, remote: Arc<Remote>) {
     let failed = |error: &dyn std::fmt::Display| refuse(refusal::FAILED, error.to_string());
     match message {
         ToRaft::Append(request, reply) => {
@@ -425,23 +423,50 @@ async fn answer(message: ToRaft, raft: Raft, remote: Arc<Remote>, heard: Arc<Mut
             let answer = raft.handle_transfer_leader(request).await.map_err(|error| failed(&error));
             reply.send(answer.map(|response| wire::encode(&wire::TransferAnswer::of(&response))));
         }
-        ToRaft::Closed(node, at) => {
-            tokio::time::sleep(CLOSED_GRACE).await;
-            let came_back = heard.lock().get(&node).is_some_and(|heard| *heard > at);
-            let (leader, vote) = {
-                let metrics = raft.server_metrics();
-                let metrics = metrics.borrow_watched();
-                (metrics.current_leader, metrics.vote)
-            };
-            if came_back || leader != Some(node) || node == remote.node_id {
-                return;
-            }
-            tracing::info!(leader = node, "the leader's connection is closed; its lease is over");
-            // openraft takes the lease from a leader that hands over; to nobody, in this case.
-            let request = TransferLeaderRequest::new(vote, u64::MAX, None);
-            if let Err(error) = raft.handle_transfer_leader(request).await {
-                tracing::debug!(%error, "raft has stopped");
-            }
-        }
+    }
+}
+
+/// Looks after nodes whose connections close, one after the other, until the inbox is closed.
+pub(crate) async fn watch_closed(
+    closed: Arc<Inbox<(u64, Instant)>>,
+    heard: Arc<Mutex<BTreeMap<u64, Instant>>>,
+    raft: Raft,
+    remote: Arc<Remote>,
+) {
+    while let Some((node, at)) = closed.next().await {
+        replace(node, at, &raft, &remote, &heard).await;
+    }
+}
+
+/// A member's connection has closed: if it leads and stays away, its lease is over and this member stands for election.
+async fn replace(
+    node: u64,
+    closed_at: Instant,
+    raft: &Raft,
+    remote: &Remote,
+    heard: &Mutex<BTreeMap<u64, Instant>>,
+) {
+    // The vote under which it leads, while it stays away.
+    let leads = || {
+        let came_back = heard.lock().get(&node).is_some_and(|heard| *heard > closed_at);
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let leads = metrics.current_leader == Some(node) && node != remote.node_id && !came_back;
+        leads.then_some(metrics.vote)
+    };
+    tokio::time::sleep_until(closed_at + CLOSED_GRACE).await;
+    let Some(vote) = leads() else { return };
+    tracing::info!(leader = node, "the leader's connection is closed; its lease is over");
+    // openraft takes the lease from a leader that hands over; to nobody, in this case.
+    let request = TransferLeaderRequest::new(vote, u64::MAX, None);
+    if let Err(error) = raft.handle_transfer_leader(request).await {
+        tracing::debug!(%error, "raft has stopped");
+        return;
+    }
+    // The others see it at about the same time. Who asks them too early is refused, and waits for the timeout.
+    tokio::time::sleep(CLOSED_STAGGER).await;
+    if leads().is_some() {
+        // An error: raft has stopped.
+        let _ = raft.trigger().elect(true).await;
     }
 }

@@ -93,7 +93,7 @@ fn options(dir: &Path) -> QuorumOptions {
     }
 }
 
-fn quick() -> ArchiveOptions {
+pub(crate) fn quick() -> ArchiveOptions {
     ArchiveOptions {
         interval: Duration::from_millis(10),
         grace: Duration::from_millis(20),

@@ -2,6 +2,7 @@
 
 mod archive;
 mod crash;
+mod group;
 mod quorum;
 mod simulated;
 mod suite;
