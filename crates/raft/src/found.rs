@@ -13,7 +13,8 @@ use openraft::storage::RaftLogStorage as _;
 use crate::error::RaftError;
 use crate::format::FormatRecord;
 use crate::metrics::RaftMetrics;
-use crate::quorum::{QuorumOptions, open_log};
+use crate::open::open_log;
+use crate::options::QuorumOptions;
 use crate::snapshots::Snapshots;
 use crate::types::{Membership, Peer, SnapshotMeta, StoredMembership, Vote, log_id};
 

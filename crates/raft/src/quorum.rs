@@ -5,35 +5,32 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use isobar_host::watch;
-use isobar_host::{BufferPool, Host, Spawner};
-use isobar_journal::{Journal, JournalMetrics};
-use isobar_metadata::{ClusterFormat, CommandResult, Envelope, Image, StateMachine};
+use isobar_host::{Host, Spawner};
+use isobar_metadata::{ClusterFormat, CommandResult, Envelope, Image};
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::archive::{Archive, ArchiveOptions, Archiver, Member};
 use crate::barrier::{self, Barriers};
-use crate::effects::{EffectStream, Ring};
+use crate::effects::EffectStream;
 use crate::error::{ProposeError, RaftError};
 use crate::format::FormatRecord;
 use crate::formation;
 use crate::keeper::Keeper;
 use crate::leader::{self, Lead, Leader};
-use crate::log::{Log, Place};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, MachineWorker};
 use crate::members::{self, MemberInfo, MembershipError};
 use crate::metrics::RaftMetrics;
+use crate::open::{claim_directory, open_log, open_machine};
+use crate::options::QuorumOptions;
 use crate::propose::{self, InFlight, Proposer, Queue, Raft};
-use crate::records::FrameRecord;
 use crate::remote::network::Network;
 use crate::remote::service::{self, Inbound, MetadataService, RaftService};
-use crate::remote::{RaftNetwork, Remote, Timing, snapshot};
+use crate::remote::{Remote, Timing, snapshot};
 use crate::runtime::Runtime;
-use crate::snapshots::Snapshots;
-use crate::types::{Membership, Peer, SnapshotMeta};
+use crate::types::{Membership, Peer};
 
 /// Longest wait for the leadership of a group of one, and for what is on its way at a stop.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,95 +39,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two tries of [`Quorum::wait_ready`].
 const READY_AGAIN: Duration = Duration::from_millis(20);
-/// A fresh log is small and ready soon.
-const FIRST_SEGMENT_BYTES: u64 = 8 << 20;
-/// A segment must hold the largest frame.
-const LEAST_SEGMENT_BYTES: u64 = 8 << 20;
-/// Buffers for frames that are kept for reuse.
-const BUFFERS_KEPT_BYTES: usize = 8 << 20;
-
-/// How to start a member.
-#[derive(Debug, Clone)]
-pub struct QuorumOptions {
-    /// Its directory: the file `FORMAT`, `log/` and `snapshots/`.
-    pub dir: PathBuf,
-    /// Its node id in the group.
-    pub node_id: u64,
-    /// What to format an empty directory with, as a new group of one voter. `None`: an empty directory is an error.
-    /// Ignored if the directory is formatted already.
-    pub format: Option<ClusterFormat>,
-    /// Where other members reach it, `host:port`; may be empty in a group of one.
-    pub address: String,
-    /// How it reaches the others. `None`: it is alone, and stays so.
-    pub network: Option<RaftNetwork>,
-    /// Who the group begins with, as (node id, address); for an empty directory only, and the same at all of them. Empty, or this
-    /// node alone: a group of one. Others, without this node: it waits until the leader adds it ([`Quorum::add_voter`]).
-    pub initial_voters: Vec<(u64, String)>,
-    /// Bytes of commands that may wait, half of them others than commits of chunks; more are refused with
-    /// [`ProposeError::Busy`].
-    pub queue_bytes: usize,
-    /// Entries that may be on their way at once.
-    pub entries_in_flight: usize,
-    /// Bytes of recent log entries kept in memory.
-    pub log_cache_bytes: usize,
-    /// Bytes of recent effect batches kept for followers.
-    pub effects_bytes: usize,
-    /// A snapshot is due when the log since the last one exceeds this and that one's size.
-    pub snapshot_after_bytes: u64,
-    /// The log waits for an archive ([`Quorum::archive`]), but no more of it than this; `None`: there is none.
-    pub archive_lag_bytes: Option<u64>,
-    /// Size of a full-grown journal segment.
-    pub segment_bytes: u64,
-    /// Where the log's journal counts.
-    pub journal_metrics: JournalMetrics,
-}
-
-impl QuorumOptions {
-    /// The defaults for `dir`; an empty directory is an error.
-    pub fn new(dir: impl Into<PathBuf>, node_id: u64) -> Self {
-        Self {
-            dir: dir.into(),
-            node_id,
-            format: None,
-            address: String::new(),
-            network: None,
-            initial_voters: Vec::new(),
-            queue_bytes: 64 << 20,
-            entries_in_flight: 4,
-            log_cache_bytes: 16 << 20,
-            effects_bytes: 64 << 20,
-            snapshot_after_bytes: 64 << 20,
-            archive_lag_bytes: None,
-            segment_bytes: 32 << 20,
-            journal_metrics: JournalMetrics::default(),
-        }
-    }
-
-    /// A simulated life is short: there segments may be small, so that they are rotated and recycled in it.
-    fn check(&self, host: &Host) -> Result<(), RaftError> {
-        if self.entries_in_flight == 0 {
-            return Err(RaftError::BadOption("entries_in_flight is 0".to_owned()));
-        }
-        if self.segment_bytes < LEAST_SEGMENT_BYTES && !host.is_simulated() {
-            return Err(RaftError::BadOption(format!("segment_bytes is less than {LEAST_SEGMENT_BYTES}")));
-        }
-        let alone = self.network.is_none();
-        if alone && self.initial_voters.iter().any(|(node, _)| *node != self.node_id) {
-            return Err(RaftError::BadOption("other voters without a network".to_owned()));
-        }
-        if !alone && self.address.is_empty() {
-            return Err(RaftError::BadOption("a network without an address".to_owned()));
-        }
-        let own = self.initial_voters.iter().find(|(node, _)| *node == self.node_id);
-        if own.is_some_and(|(_, address)| *address != self.address) {
-            return Err(RaftError::BadOption("initial_voters has this node at another address".to_owned()));
-        }
-        if self.queue_bytes / 2 < isobar_metadata::command::MAX_ENTRY_BYTES {
-            return Err(RaftError::BadOption("queue_bytes is less than two entries".to_owned()));
-        }
-        Ok(())
-    }
-}
 
 /// A member of the metadata quorum. Clones are the same member; when the last one is dropped without
 /// [`Quorum::shutdown`], it stops as in a crash.
@@ -489,7 +397,7 @@ impl Quorum {
     }
 
     #[cfg(test)]
-    pub(crate) fn network(&self) -> Option<RaftNetwork> {
+    pub(crate) fn network(&self) -> Option<crate::RaftNetwork> {
         self.shared.options.network.clone()
     }
 
@@ -549,107 +457,6 @@ pub(crate) async fn on_runtime<T: Send + 'static>(
     };
     spawner.spawn("raft-call", Runtime::scope(host.random_u64(), boxed(task)));
     rx.await.ok()
-}
-
-/// Reads the directory's format, or formats it if it is empty and that is allowed.
-fn claim_directory(host: &Host, options: &QuorumOptions) -> Result<FormatRecord, RaftError> {
-    let dir = &options.dir;
-    if let Some(format) = FormatRecord::read(host, dir)? {
-        if format.node_id != options.node_id {
-            let what = format!("it belongs to node {}, not to node {}", format.node_id, options.node_id);
-            return Err(RaftError::WrongDirectory { path: dir.clone(), what });
-        }
-        return Ok(format);
-    }
-    let Some(cluster) = &options.format else {
-        return Err(RaftError::NotFormatted { dir: dir.clone() });
-    };
-    let disk = host.disk();
-    for part in [dir.clone(), dir.join("log"), dir.join("snapshots")] {
-        match disk.list(&part) {
-            // The temporary file is our own, of a format that was cut off.
-            Ok(names) if names.iter().all(|name| name == "FORMAT.tmp") => {}
-            Ok(_) => {
-                let what = "it holds files but no FORMAT; it is not formatted over them".to_owned();
-                return Err(RaftError::WrongDirectory { path: part, what });
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => return Err(RaftError::Disk { path: part, source }),
-        }
-    }
-    disk.create_dir_all(dir).map_err(RaftError::disk(dir))?;
-    let format = FormatRecord::new(host, options.node_id, cluster.clone());
-    format.write(host, dir)?;
-    tracing::info!(dir = %dir.display(), node = options.node_id, cluster = cluster.cluster_id, "formatted");
-    Ok(format)
-}
-
-/// Opens the journal and replays the log from it.
-pub(crate) async fn open_log(
-    host: &Host,
-    options: &QuorumOptions,
-    metrics: &Arc<RaftMetrics>,
-) -> Result<LogStore, RaftError> {
-    let dir = options.dir.join("log");
-    let buffers = BufferPool::new(BUFFERS_KEPT_BYTES);
-    let mut log = Log::new(options.log_cache_bytes);
-    let mut damage = None;
-    let journal_options = isobar_journal::Options {
-        segment_bytes: options.segment_bytes,
-        first_segment_bytes: FIRST_SEGMENT_BYTES.min(options.segment_bytes),
-        spare_segments: 1,
-        metrics: options.journal_metrics.clone(),
-        ..isobar_journal::Options::default()
-    };
-    let (journal, report) = Journal::open(host, &dir, journal_options, &mut |frame| {
-        if damage.is_none() {
-            let place = Place { position: frame.position, segment: frame.segment, len_bytes: frame.len };
-            // A copy, for the frame is a slice of a much larger read and some entries are kept.
-            let meta = Bytes::copy_from_slice(&frame.meta());
-            let replayed = FrameRecord::parse(meta).and_then(|record| log.replay(place, &record));
-            damage = replayed.err().map(|what| format!("frame at {}: {what}", frame.position));
-        }
-    })
-    .await?;
-    tracing::debug!(?report, "metadata log recovered");
-    if let Some(what) = damage.or_else(|| log.finish().err()) {
-        return Err(RaftError::Damaged { path: dir, what });
-    }
-    Ok(LogStore::new(log, journal, buffers, Arc::clone(metrics)))
-}
-
-/// Opens the snapshots and restores the newest good one, if the log goes on from there.
-pub(crate) fn open_machine(
-    host: &Host,
-    options: &QuorumOptions,
-    format: &FormatRecord,
-    store: &LogStore,
-    metrics: &Arc<RaftMetrics>,
-) -> Result<Machine, RaftError> {
-    let dir = options.dir.join("snapshots");
-    let restore = |_: &SnapshotMeta, body: &[u8]| StateMachine::restore(body).map_err(|e| e.to_string());
-    let (snapshots, restored) = Snapshots::open(host, &dir, restore)?;
-    let reaches = restored.as_ref().and_then(|(meta, _)| meta.last_log_id).map(|id| id.index);
-    let purged = store.purged().map(|id| id.index);
-    if purged > reaches {
-        let have = reaches
-            .map_or_else(|| "no good snapshot".to_owned(), |i| format!("the newest good one ends at {i}"));
-        let mut aside = host.disk().list(&dir).unwrap_or_default();
-        aside.retain(|name| name.ends_with(".damaged"));
-        let what = format!(
-            "the log starts after entry {}, but there is {have} (set aside because they are damaged: {}); restore this \
-             member from another or from the archive",
-            purged.unwrap_or_default(),
-            if aside.is_empty() { "none".to_owned() } else { aside.join(", ") }
-        );
-        return Err(RaftError::Damaged { path: dir, what });
-    }
-    let (meta, machine) =
-        restored.unwrap_or_else(|| (SnapshotMeta::default(), StateMachine::new(format.cluster.clone())));
-    let ring = Arc::new(Ring::new(options.effects_bytes));
-    let machine =
-        Machine::new(host, snapshots, meta, machine, ring, options.snapshot_after_bytes, Arc::clone(metrics));
-    Ok(machine.archived(options.archive_lag_bytes))
 }
 
 fn raft_config(format: &FormatRecord, options: &QuorumOptions) -> Result<Config, RaftError> {

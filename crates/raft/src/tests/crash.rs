@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::small_options;
 use crate::log_store::LogStore;
 use crate::metrics::RaftMetrics;
-use crate::quorum::open_log;
+use crate::open::open_log;
 use crate::runtime::Runtime;
 use crate::types::{Command, LogEntry, LogId, Types, Vote, log_id};
 

@@ -19,7 +19,8 @@ use crate::format::FormatRecord;
 use crate::log_store::LogStore;
 use crate::machine::MachineWorker;
 use crate::metrics::RaftMetrics;
-use crate::quorum::{QuorumOptions, open_log, open_machine};
+use crate::open::{open_log, open_machine};
+use crate::options::QuorumOptions;
 
 pub(crate) fn cluster() -> ClusterFormat {
     ClusterFormat::dev("AAAAAAAAAAAAAAAAAAAAAA".to_owned(), "store".to_owned())
