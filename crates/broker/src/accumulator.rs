@@ -1,50 +1,41 @@
 //! Gathers batches of all connections into chunks, makes them durable, has them sequenced, and tells who waits.
 //!
-//! Owns: one lane of this broker's session: its open chunk, the chunks that wait to be sent, and the numbers that
-//! chunks and commits get.
+//! Owns: one lane of this broker's session: its open chunk, and the chunks that wait to be sent. What becomes of a chunk that was
+//! sent is [`crate::sequencing`]'s, the order of commits [`crate::commits`]'.
 //!
 //! Group commit, not a timer: with no append under way a chunk is sent at once; else batches gather until one
 //! returns, or until the chunk has grown to its target and fewer than `lane_max_in_flight` appends are under way. In the
 //! class `object` each chunk costs a PUT, so there batches gather for `linger`, or up to the target.
 //!
 //! Invariants:
-//! 1. Chunks are appended in the order of their numbers, and proposed in the order in which their appends end,
-//!    which is the same (DESIGN.md section 4, "Order").
-//! 2. A commit is proposed only after its chunk is durable; a waiter hears of success only after the commit was
-//!    applied (DESIGN.md section 2, invariant 2).
-//! 3. Every batch that was pushed is answered exactly once, also when the lane stops.
+//! 1. Chunks are appended in the order of their numbers.
+//! 2. Every batch that was pushed is answered exactly once, also when the lane stops.
+//! 3. A chunk gets its number when it is handed over, so that numbers have no gap although the sink may refuse some.
 //!
-//! 4. A chunk gets its number when it is handed over, so that numbers have no gap although the sink may refuse some.
-//!
-//! Failure: a WAL that is full, or a store that is down, refuses a chunk and all that are under way behind it. Their batches
-//! are answered KAFKA_STORAGE_ERROR, which clients try again, and the lane goes on from the first refused number once nothing
-//! is under way; until the WAL has room [`Lane::reserve`] holds producers up. An append or a commit that fails for good
-//! stops the lane: everything that waits and comes later is answered KAFKA_STORAGE_ERROR, and the node says that it is
-//! not ready. One process has nowhere to move the lane to.
+//! Bounds: bytes between receipt and acknowledgement ([`Lane::reserve`]); appends under way; chunks without a result, beyond which
+//! batches gather into larger ones.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use isobar_host::{BufferPool, Host};
-use isobar_metadata::command::{
-    ChunkObject, CommitBatch, CommitChunk, CommitPartition, FIRST_NUMBER, MAX_CHUNK_BATCHES,
-};
-use isobar_metadata::result::ChunkResult;
-use isobar_metadata::{
-    Command, CommandResult, Durability, Envelope, LaneId, PartitionKey, SessionId, StreamId,
-};
+use isobar_metadata::command::MAX_CHUNK_BATCHES;
+use isobar_metadata::{Durability, LaneId, PartitionKey, StreamId};
 use isobar_protocol::error::ErrorCode;
-use isobar_raft::{ProposeError, Quorum};
+use isobar_raft::Quorum;
 use isobar_wal::{BatchInfo, Chunk, ChunkWriter};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use crate::commits::Commits;
 use crate::metrics::Metrics;
-use crate::sink::{Durable, Refusal, Sink};
+use crate::sequencing::{Line, stopped};
+use crate::session::{Ensembles, Session};
+use crate::sink::Sink;
 
 /// Room in a lane is counted in units of this many bytes.
 const ROOM_UNIT_BYTES: usize = 1 << 10;
@@ -54,6 +45,8 @@ const MIN_CHUNK_BUFFER_BYTES: usize = 64 << 10;
 const MAX_CHUNK_BUFFER_BYTES: usize = 4 << 20;
 /// What a chunk's head and table take at the least, beside its batches.
 const CHUNK_OVERHEAD_BYTES: usize = 8 << 10;
+/// Chunks of one lane without a result; well below what the quorum keeps numbers for.
+const MAX_OPEN_COMMITS: usize = 1024;
 
 /// How one batch fared.
 #[derive(Debug, Clone)]
@@ -77,9 +70,9 @@ impl Outcome {
 
 /// The batches of one request that are on their way.
 pub(crate) struct Waiting {
-    left: AtomicUsize,
+    pub(crate) left: AtomicUsize,
     outcomes: Mutex<Vec<Option<Outcome>>>,
-    done: Notify,
+    pub(crate) done: Notify,
     _room: Vec<OwnedSemaphorePermit>,
 }
 
@@ -101,7 +94,7 @@ impl Waiting {
         }
     }
 
-    fn answer(&self, index: usize, outcome: Outcome) {
+    pub(crate) fn answer(&self, index: usize, outcome: Outcome) {
         self.set(index, outcome);
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.done.notify_one();
@@ -131,9 +124,9 @@ pub(crate) struct Checked {
     pub(crate) index: usize,
 }
 
-struct Slot {
-    waiting: Arc<Waiting>,
-    index: usize,
+pub(crate) struct Slot {
+    pub(crate) waiting: Arc<Waiting>,
+    pub(crate) index: usize,
 }
 
 struct OpenChunk {
@@ -143,27 +136,69 @@ struct OpenChunk {
     opened: Instant,
 }
 
-struct SealedChunk {
-    chunk: Chunk,
-    slots: Vec<Slot>,
-    class_epochs: BTreeMap<PartitionKey, u32>,
-    opened: Instant,
+/// A chunk as it was handed over.
+pub(crate) struct SealedChunk {
+    pub(crate) chunk: Chunk,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) class_epochs: BTreeMap<PartitionKey, u32>,
 }
 
-#[derive(Default)]
-struct State {
+pub(crate) struct State {
     open: Option<OpenChunk>,
     /// Chunks that are closed to further batches and wait for their turn.
     grown: VecDeque<OpenChunk>,
-    in_flight: usize,
-    next_chunk: u64,
-    /// The first number that a full WAL refused, while later ones are under way: they will be refused too.
-    refused_from: Option<u64>,
+    /// The stream that chunks go to now; none for the class `object`.
+    pub(crate) stream: StreamId,
+    /// The number of the next chunk within its stream.
+    pub(crate) next_chunk: u64,
+    /// Appends under way.
+    pub(crate) in_flight: usize,
+    pub(crate) commits: Commits<Line>,
+    /// The first commit number that the sink refused for now, while later ones are under way: they will be refused too.
+    pub(crate) refused_from: Option<u64>,
+    /// What the refusal is told with.
+    pub(crate) refused_because: &'static str,
+    /// The stream is over: what is not durable goes to another once nothing is under way.
+    pub(crate) displaced: bool,
+    /// Another stream is being opened, or what was displaced is being appended to it.
+    pub(crate) moving: bool,
+    /// Before proposals go again there is a pause.
+    pub(crate) pausing: bool,
+    /// Somebody is handing commits to the quorum; whoever else would goes home.
+    pub(crate) proposing: bool,
     /// Batch bytes of recent chunks, for the size of the next buffer.
     recent_bytes: usize,
     /// Somebody is handing chunks to the WAL; whoever else would goes home.
     sending: bool,
-    stopped: bool,
+    pub(crate) stopped: bool,
+}
+
+impl State {
+    fn new(stream: StreamId) -> Self {
+        Self {
+            open: None,
+            grown: VecDeque::new(),
+            stream,
+            next_chunk: 0,
+            in_flight: 0,
+            commits: Commits::default(),
+            refused_from: None,
+            refused_because: "",
+            displaced: false,
+            moving: false,
+            pausing: false,
+            proposing: false,
+            recent_bytes: 0,
+            sending: false,
+            stopped: false,
+        }
+    }
+
+    /// Batches that were not handed over.
+    pub(crate) fn take_unsent(&mut self) -> impl Iterator<Item = Slot> + use<> {
+        let grown = std::mem::take(&mut self.grown);
+        grown.into_iter().chain(self.open.take()).flat_map(|open| open.slots)
+    }
 }
 
 /// Bounds of a lane.
@@ -182,9 +217,13 @@ pub(crate) struct Limits {
 /// Where a lane's chunks and commits go.
 #[derive(Clone)]
 pub(crate) struct LaneTarget {
-    pub(crate) session: SessionId,
+    pub(crate) session: Arc<Session>,
     pub(crate) lane: LaneId,
     pub(crate) sink: Sink,
+    /// The first stream.
+    pub(crate) stream: StreamId,
+    /// Where further ones may be opened.
+    pub(crate) ensembles: Arc<dyn Ensembles>,
     pub(crate) quorum: Quorum,
 }
 
@@ -209,17 +248,15 @@ impl Lanes {
 
 /// One lane.
 pub(crate) struct Lane {
-    host: Host,
-    target: LaneTarget,
-    pool: BufferPool,
-    metrics: Arc<Metrics>,
+    pub(crate) host: Host,
+    pub(crate) target: LaneTarget,
+    pub(crate) pool: BufferPool,
+    pub(crate) metrics: Arc<Metrics>,
     limits: Limits,
     /// The sink's, which does not change.
-    max_chunk_bytes: usize,
+    pub(crate) max_chunk_bytes: usize,
     room: Arc<Semaphore>,
-    /// Commit numbers answered so far; answers come in order.
-    answered: AtomicU64,
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
 }
 
 impl Lane {
@@ -232,6 +269,7 @@ impl Lane {
     ) -> Arc<Self> {
         let units = limits.max_bytes.div_ceil(ROOM_UNIT_BYTES);
         let max_chunk_bytes = target.sink.max_chunk_bytes();
+        let state = Mutex::new(State::new(target.stream));
         Arc::new(Self {
             host,
             max_chunk_bytes,
@@ -240,8 +278,7 @@ impl Lane {
             metrics,
             limits,
             room: Arc::new(Semaphore::new(units)),
-            answered: AtomicU64::new(0),
-            state: Mutex::default(),
+            state,
         })
     }
 
@@ -345,229 +382,43 @@ impl Lane {
         opens
     }
 
-    fn seal(&self, state: &mut State, open: OpenChunk) -> SealedChunk {
-        let number = state.next_chunk;
-        state.next_chunk += 1;
-        state.recent_bytes = (state.recent_bytes * 3 + open.writer.batch_bytes()) / 4;
-        let chunk = open.writer.seal(self.target.sink.stream(), number);
-        SealedChunk { chunk, slots: open.slots, class_epochs: open.class_epochs, opened: open.opened }
-    }
-
     /// Hands over whatever is due. One thread at a time does it, so that chunks go out in the order of their
     /// numbers although the lane's lock is not held while the WAL takes one.
-    fn send_due(self: &Arc<Self>) {
+    pub(crate) fn send_due(self: &Arc<Self>) {
         let mut state = self.state.lock();
         if state.sending {
             return;
         }
         state.sending = true;
-        while let Some(sealed) = self.next_due(&mut state) {
+        while let Some(open) = self.next_due(&mut state) {
+            self.metrics.stage("gather", open.opened.elapsed());
+            state.recent_bytes = (state.recent_bytes * 3 + open.writer.batch_bytes()) / 4;
+            let chunk = open.writer.seal(state.stream, state.next_chunk);
+            state.next_chunk += 1;
             state.in_flight += 1;
+            let sealed =
+                SealedChunk { chunk: chunk.clone(), slots: open.slots, class_epochs: open.class_epochs };
+            let number = state.commits.begin(Line::new(sealed));
             drop(state);
-            self.append(sealed);
+            self.append(chunk, number);
             state = self.state.lock();
         }
         state.sending = false;
     }
 
-    fn next_due(&self, state: &mut State) -> Option<SealedChunk> {
-        if state.in_flight >= self.limits.max_in_flight || state.refused_from.is_some() {
+    fn next_due(&self, state: &mut State) -> Option<OpenChunk> {
+        let held = state.refused_from.is_some() || state.displaced || state.moving;
+        if held || state.in_flight >= self.limits.max_in_flight || state.commits.len() >= MAX_OPEN_COMMITS {
             return None;
         }
         let Limits { chunk_target_bytes, linger, .. } = self.limits;
-        let due = state.grown.pop_front().or_else(|| {
+        state.grown.pop_front().or_else(|| {
             let none_under_way = state.in_flight == 0;
             state.open.take_if(|open| {
                 let gathered =
                     if linger.is_zero() { none_under_way } else { open.opened.elapsed() >= linger };
                 gathered || open.writer.batch_bytes() >= chunk_target_bytes
             })
-        })?;
-        Some(self.seal(state, due))
-    }
-
-    fn append(self: &Arc<Self>, sealed: SealedChunk) {
-        let lane = Arc::clone(self);
-        let started = Instant::now();
-        self.metrics.stage("gather", started - sealed.opened);
-        let chunk = sealed.chunk.clone();
-        let number = chunk.number() + FIRST_NUMBER;
-        self.target.sink.append(chunk, number, move |appended| {
-            lane.metrics.stage("append", started.elapsed());
-            lane.appended(sealed, appended);
-        });
-    }
-
-    fn appended(self: &Arc<Self>, sealed: SealedChunk, appended: Result<Durable, Refusal>) {
-        let number = sealed.chunk.number();
-        let mut refused = None;
-        match appended {
-            Ok(durable) => {
-                self.host.crash_point("produce.after_append");
-                self.commit(sealed, durable);
-            }
-            Err(Refusal::Later(what, error)) => {
-                tracing::warn!(%error, chunk = number, "a chunk was refused: its clients will try again");
-                refused = Some(number);
-                refuse(sealed.slots, &later(what));
-            }
-            Err(Refusal::ForGood(error)) => {
-                tracing::error!(%error, "a chunk was refused for good: this lane stops");
-                self.stop();
-                refuse(sealed.slots, &stopped());
-            }
-        }
-        let mut state = self.state.lock();
-        state.in_flight -= 1;
-        if let Some(number) = refused {
-            state.refused_from = Some(state.refused_from.map_or(number, |from| from.min(number)));
-        }
-        if state.in_flight == 0
-            && let Some(from) = state.refused_from.take()
-        {
-            state.next_chunk = from;
-        }
-        drop(state);
-        self.send_due();
-    }
-
-    fn commit(self: &Arc<Self>, sealed: SealedChunk, durable: Durable) {
-        if self.host.sabotaged("ack-before-commit") {
-            for slot in &sealed.slots {
-                let early = Outcome { base_offset: 0, ..Outcome::refused(ErrorCode::None, None) };
-                slot.waiting.set(slot.index, early);
-                slot.waiting.left.store(0, Ordering::Release);
-                slot.waiting.done.notify_one();
-            }
-            self.host.sabotage_lag();
-        }
-        let number = sealed.chunk.number() + FIRST_NUMBER;
-        let floor = self.answered.load(Ordering::Acquire) + FIRST_NUMBER;
-        let mut commit = command_of(&sealed, self.target.sink.stream(), durable);
-        if self.host.sabotaged("repeat-sequenced-twice") {
-            // Without a producer nothing is a repeat.
-            for batch in commit.partitions.iter_mut().flat_map(|partition| &mut partition.batches) {
-                (batch.producer_id, batch.producer_epoch, batch.base_sequence) = (-1, -1, -1);
-            }
-        }
-        let command = Command::CommitChunk(commit);
-        let envelope = Envelope::new(self.target.session, self.target.lane, number, floor, command);
-        let lane = Arc::clone(self);
-        let started = Instant::now();
-        self.target.quorum.propose_with(envelope, move |answer| {
-            lane.metrics.stage("commit", started.elapsed());
-            lane.answered.fetch_max(number + 1 - FIRST_NUMBER, Ordering::AcqRel);
-            lane.committed(sealed, answer);
-        });
-    }
-
-    fn committed(&self, sealed: SealedChunk, answer: Result<CommandResult, ProposeError>) {
-        self.host.crash_point("produce.after_commit");
-        match answer {
-            Ok(CommandResult::Chunk(result)) if result.error_code == 0 => answer_all(&sealed, &result),
-            other => {
-                tracing::error!(answer = ?other, "the commit of a chunk failed: this lane stops");
-                self.stop();
-                let may_be_there = matches!(other, Err(ProposeError::Unknown { .. }));
-                refuse(sealed.slots, &if may_be_there { undecided() } else { stopped() });
-            }
-        }
-    }
-
-    /// Takes nothing more, and answers what has not been sent.
-    fn stop(&self) {
-        let mut state = self.state.lock();
-        state.stopped = true;
-        let grown = std::mem::take(&mut state.grown);
-        let open = state.open.take();
-        drop(state);
-        refuse(grown.into_iter().chain(open).flat_map(|open| open.slots), &stopped());
-    }
-}
-
-fn stopped() -> Outcome {
-    Outcome::refused(ErrorCode::KafkaStorageError, Some("this broker can no longer write".to_owned()))
-}
-
-/// For what the next start may find committed: no client may take it for refused.
-fn undecided() -> Outcome {
-    Outcome::refused(
-        ErrorCode::RequestTimedOut,
-        Some("this broker stopped before it knew the outcome".to_owned()),
-    )
-}
-
-fn later(what: &str) -> Outcome {
-    Outcome::refused(ErrorCode::KafkaStorageError, Some(what.to_owned()))
-}
-
-fn refuse(slots: impl IntoIterator<Item = Slot>, outcome: &Outcome) {
-    for slot in slots {
-        slot.waiting.answer(slot.index, outcome.clone());
-    }
-}
-
-fn command_of(sealed: &SealedChunk, stream: StreamId, durable: Durable) -> CommitChunk {
-    let is_object = matches!(durable, Durable::Object(_));
-    // Where the next partition's batches begin, if the chunk is an object: one after the other, in this order.
-    let mut end = 0;
-    let partitions = sealed.chunk.partitions().map(|partition| {
-        let position = end;
-        end += partition.batches.iter().map(|batch| u64::from(batch.bytes)).sum::<u64>();
-        let batches =
-            (partition.first_ordinal..).zip(partition.batches).map(|(ordinal, batch)| CommitBatch {
-                ordinal,
-                record_count: batch.info.record_count,
-                max_timestamp_ms: batch.info.max_timestamp_ms,
-                producer_id: batch.info.producer_id,
-                producer_epoch: i32::from(batch.info.producer_epoch),
-                base_sequence: batch.info.base_sequence,
-                flags: batch.info.flags,
-                size_bytes: batch.bytes,
-            });
-        CommitPartition {
-            topic_id: partition.key.topic_id,
-            partition: partition.key.partition,
-            class_epoch: sealed.class_epochs.get(&partition.key).copied().unwrap_or(0),
-            batches: batches.collect(),
-            position: if is_object { position } else { 0 },
-        }
-    });
-    let partitions = partitions.collect();
-    match durable {
-        Durable::Wal(acked) => CommitChunk {
-            stream,
-            chunk: sealed.chunk.number(),
-            acknowledged: acked.acknowledged,
-            partitions,
-            object: None,
-        },
-        Durable::Object(placed) => CommitChunk {
-            partitions,
-            object: Some(ChunkObject {
-                object: placed.object,
-                store: placed.store,
-                size_bytes: placed.size_bytes,
-            }),
-            ..CommitChunk::default()
-        },
-    }
-}
-
-/// The result lists batches in the order of the command, which is that of the chunk's ordinals.
-fn answer_all(sealed: &SealedChunk, result: &ChunkResult) {
-    let sections =
-        sealed.chunk.partitions().flat_map(|partition| partition.batches.iter().map(|b| b.section));
-    for (section, batch) in sections.zip(&result.batches) {
-        let Some(slot) = sealed.slots.get(section as usize) else { continue };
-        let error = ErrorCode::from_i16(i16::try_from(batch.error_code).unwrap_or(-1));
-        let outcome = Outcome {
-            error,
-            base_offset: batch.base_offset,
-            log_append_time_ms: batch.log_append_time_ms,
-            log_start_offset: batch.log_start_offset,
-            message: None,
-        };
-        slot.waiting.answer(slot.index, outcome);
+        })
     }
 }

@@ -11,12 +11,15 @@
 mod accumulator;
 mod budget;
 mod cluster;
+mod commits;
 mod configs;
 mod connection;
 mod delete_records;
 mod dispatch;
 mod fetch;
 mod group;
+#[cfg(test)]
+mod lane_tests;
 mod list_offsets;
 mod live;
 mod metrics;
@@ -24,6 +27,7 @@ mod options;
 mod produce;
 mod producer_ids;
 mod rewrite;
+mod sequencing;
 mod session;
 mod sink;
 mod topics;
@@ -39,7 +43,7 @@ use isobar_host::{BufferPool, Host, Listener, Task};
 use isobar_metadata::command::{RegisterDirectory, RegisterSession};
 use isobar_metadata::{
     Command, CommandResult, DirectoryId, Durability, EffectBatch, EffectKind, Image, PlacementId, StoreId,
-    lane_of,
+    StreamId, lane_of,
 };
 use isobar_protocol::error::ErrorCode;
 use isobar_raft::{EffectStream, ProposeError, Quorum};
@@ -49,7 +53,7 @@ use isobar_wal::Wal;
 pub use live::LiveImage;
 pub use metrics::Metrics;
 pub use options::Options;
-pub use session::Session;
+pub use session::{Alone, Ensembles, Session};
 use sink::Sink;
 
 /// How long a request waits for the image to reach a barrier before its client is told to try again.
@@ -98,6 +102,8 @@ pub struct Parts {
     pub wal: Arc<dyn Wal>,
     /// The local WAL directory.
     pub directory: DirectoryId,
+    /// Where streams are opened.
+    pub ensembles: Arc<dyn Ensembles>,
     /// Reads objects of the home store.
     pub objects: ObjectReader,
     /// The store that this broker's objects go to.
@@ -287,13 +293,19 @@ async fn open_lanes(
     session: &Arc<Session>,
 ) -> Result<accumulator::Lanes, BrokerError> {
     let pool = BufferPool::new(POOL_KEPT_BYTES);
-    let open = |lane, sink, limits| {
-        let target =
-            accumulator::LaneTarget { session: session.id(), lane, sink, quorum: parts.quorum.clone() };
+    let open = |lane, sink, stream, limits| {
+        let target = accumulator::LaneTarget {
+            session: Arc::clone(session),
+            lane,
+            sink,
+            stream,
+            ensembles: Arc::clone(&parts.ensembles),
+            quorum: parts.quorum.clone(),
+        };
         accumulator::Lane::new(host.clone(), target, pool.clone(), Arc::clone(&parts.metrics), limits)
     };
     let wal_lane = lane_of(Durability::Wal, PlacementId::DEFAULT);
-    let stream = session.open_stream(wal_lane, parts.directory).await?;
+    let stream = session.open_stream(wal_lane, &*parts.ensembles).await?;
     let wal_limits = accumulator::Limits {
         max_bytes: options.lane_max_bytes,
         max_in_flight: options.lane_max_in_flight,
@@ -318,8 +330,8 @@ async fn open_lanes(
         linger: Duration::from_millis(options.object_linger_ms),
     };
     Ok(accumulator::Lanes {
-        wal: open(wal_lane, Sink::Wal { wal: Arc::clone(&parts.wal), stream }, wal_limits),
-        object: open(object_lane, Sink::Object(chunks), object_limits),
+        wal: open(wal_lane, Sink::Wal(Arc::clone(&parts.wal)), stream, wal_limits),
+        object: open(object_lane, Sink::Object(chunks), StreamId::default(), object_limits),
     })
 }
 

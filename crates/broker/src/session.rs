@@ -24,6 +24,26 @@ struct Control {
     unanswered: BTreeSet<u64>,
 }
 
+/// Where this broker's chunks may be made durable.
+pub trait Ensembles: Send + Sync {
+    /// WAL directories for a new stream, and how many of them must acknowledge. An error says what is missing.
+    fn choose(&self) -> Result<(Vec<DirectoryId>, u32), String>;
+
+    /// A stream was opened on what was chosen, before its first append.
+    fn opened(&self, stream: StreamId, ensemble: &[DirectoryId], write_quorum: u32);
+}
+
+/// The one directory of a node that is alone.
+pub struct Alone(pub DirectoryId);
+
+impl Ensembles for Alone {
+    fn choose(&self) -> Result<(Vec<DirectoryId>, u32), String> {
+        Ok((vec![self.0], 1))
+    }
+
+    fn opened(&self, _: StreamId, _: &[DirectoryId], _: u32) {}
+}
+
 /// One life of this broker.
 pub struct Session {
     id: SessionId,
@@ -65,18 +85,21 @@ impl Session {
         self.epoch
     }
 
-    /// Opens the stream that a lane's chunks go to, on one local WAL directory.
+    /// Opens a stream for a lane's chunks.
     pub(crate) async fn open_stream(
         &self,
         lane: LaneId,
-        directory: DirectoryId,
+        ensembles: &dyn Ensembles,
     ) -> Result<StreamId, BrokerError> {
-        let open = OpenStream { lane, ensemble: vec![directory], write_quorum: 1 };
+        let refused = |answer| BrokerError::Refused { what: "the opening of a stream", answer };
+        let (ensemble, write_quorum) = ensembles.choose().map_err(refused)?;
+        let open = OpenStream { lane, ensemble: ensemble.clone(), write_quorum };
         match self.propose(Command::OpenStream(open)).await? {
-            CommandResult::Stream(granted) if granted.error_code == 0 => Ok(granted.stream),
-            other => {
-                Err(BrokerError::Refused { what: "the opening of a stream", answer: format!("{other:?}") })
+            CommandResult::Stream(granted) if granted.error_code == 0 => {
+                ensembles.opened(granted.stream, &ensemble, write_quorum);
+                Ok(granted.stream)
             }
+            other => Err(refused(format!("{other:?}"))),
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use isobar_metadata::StreamId;
 use isobar_store::{ChunkStore, PlacedChunk, StoreError};
 use isobar_wal::{Acked, Chunk, Wal, WalError};
 
@@ -13,12 +12,7 @@ const MAX_OBJECT_CHUNK_BYTES: usize = 128 << 20;
 #[derive(Clone)]
 pub(crate) enum Sink {
     /// A stream of the write-ahead log.
-    Wal {
-        /// Where to.
-        wal: Arc<dyn Wal>,
-        /// Which stream of it.
-        stream: StreamId,
-    },
+    Wal(Arc<dyn Wal>),
     /// Each chunk is an object.
     Object(ChunkStore),
 }
@@ -37,22 +31,16 @@ pub(crate) enum Durable {
 pub(crate) enum Refusal {
     /// It and all that are under way behind it are refused; their numbers are not used up. Clients try again.
     Later(&'static str, String),
+    /// The stream takes nothing more: it and all that are under way behind it go to another, under their numbers.
+    Moved(String),
     /// Nothing more will be taken.
     ForGood(String),
 }
 
 impl Sink {
-    /// The stream that commits name; none for the class `object`.
-    pub(crate) fn stream(&self) -> StreamId {
-        match self {
-            Self::Wal { stream, .. } => *stream,
-            Self::Object(_) => StreamId::default(),
-        }
-    }
-
     pub(crate) fn max_chunk_bytes(&self) -> usize {
         match self {
-            Self::Wal { wal, .. } => wal.max_chunk_bytes(),
+            Self::Wal(wal) => wal.max_chunk_bytes(),
             Self::Object(_) => MAX_OBJECT_CHUNK_BYTES,
         }
     }
@@ -60,13 +48,13 @@ impl Sink {
     /// Whether producers may be let in. What a store has taken is bounded by the lane's own bound.
     pub(crate) fn has_room(&self) -> bool {
         match self {
-            Self::Wal { wal, .. } => wal.has_room(),
+            Self::Wal(wal) => wal.has_room(),
             Self::Object(_) => true,
         }
     }
 
     pub(crate) async fn room(&self) {
-        if let Self::Wal { wal, .. } = self {
+        if let Self::Wal(wal) = self {
             wal.room().await;
         }
     }
@@ -79,8 +67,11 @@ impl Sink {
         done: impl FnOnce(Result<Durable, Refusal>) + Send + 'static,
     ) {
         match self {
-            Self::Wal { wal, .. } => {
-                wal.append(chunk, Box::new(move |result| done(result.map(Durable::Wal).map_err(of_wal))));
+            Self::Wal(wal) => {
+                wal.append(
+                    chunk,
+                    Box::new(move |result| done(result.map(Durable::Wal).map_err(of_wal))),
+                );
             }
             Self::Object(chunks) => {
                 let done = move |result: Result<PlacedChunk, StoreError>| {
@@ -97,6 +88,7 @@ fn of_wal(error: WalError) -> Refusal {
         WalError::Full | WalError::TooLarge(_) => {
             Refusal::Later("the write-ahead log is full", error.to_string())
         }
+        WalError::Closed | WalError::Gap { .. } => Refusal::Moved(error.to_string()),
         error => Refusal::ForGood(error.to_string()),
     }
 }

@@ -31,7 +31,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use isobar_admin::{Admin, AdminError, Health};
-use isobar_broker::{BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker};
+use isobar_broker::{Alone, BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker};
 use isobar_host::disk::DirLock;
 use isobar_host::{Host, Task};
 use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
@@ -263,6 +263,7 @@ impl Node {
             image: Arc::clone(&live),
             wal: Arc::new(wal.clone()),
             directory: wal.directory(),
+            ensembles: Arc::new(Alone(wal.directory())),
             objects,
             home_store: STORE,
             metrics,

@@ -11,9 +11,7 @@ use isobar_node::node::{JobOptions, Node, NodeOptions, STORE, Store};
 use isobar_node::{RecoverOptions, Recovered, recover};
 use isobar_raft::archive::{ArchiveOptions, Status};
 use isobar_store::fsck::{Finding, FsckOptions, Line, Summary, fsck};
-use isobar_store::{
-    CompactorOptions, DeleterOptions, IndexerOptions, compact_plan, index_plan,
-};
+use isobar_store::{CompactorOptions, DeleterOptions, IndexerOptions, compact_plan, index_plan};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::sleep;

@@ -320,4 +320,4 @@ pub(crate) async fn handle(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

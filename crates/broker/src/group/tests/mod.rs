@@ -1,6 +1,6 @@
 //! The shell over a real quorum, in the simulation: what Kafka clients see of groups, also over power cuts.
 
-mod node;
+pub(crate) mod node;
 mod survival;
 
 use bytes::Bytes;

@@ -26,17 +26,22 @@ use isobar_protocol::response::{decode_response, encode_request};
 use isobar_protocol::{KafkaRequest, StrBytes, Uuid};
 use isobar_raft::{Quorum, QuorumOptions};
 use isobar_store::{Bucket, BucketOptions, MemoryCache, ObjectReader, StoreMetrics};
-use isobar_wal::{LocalReplica, ReplicaOptions, WalMetrics};
+use isobar_wal::{LocalReplica, ReplicaOptions, Wal, WalMetrics};
 use parking_lot::Mutex;
 
 use crate::connection::{Answer, Client};
-use crate::{Broker, LiveImage, Metrics, Options, Parts, RunningBroker, dispatch};
+use crate::{Alone, Broker, LiveImage, Metrics, Options, Parts, RunningBroker, dispatch};
 
 type Scenario = Box<dyn FnOnce(Kafka) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 /// Virtual time that one life may take.
 const LIFE_STEPS: u64 = 120_000;
 
-pub(super) async fn boot(host: &Host) -> RunningBroker {
+pub(crate) async fn boot(host: &Host) -> RunningBroker {
+    boot_on(host, |wal| Arc::new(wal)).await
+}
+
+/// With something before its write-ahead log.
+pub(crate) async fn boot_on(host: &Host, wrap: impl FnOnce(LocalReplica) -> Arc<dyn Wal>) -> RunningBroker {
     let mut quorum = QuorumOptions::new("/data/metadata", 1);
     let fresh = host.disk().list(std::path::Path::new("/data/wal")).is_err();
     quorum.segment_bytes = 8 << 20;
@@ -57,7 +62,8 @@ pub(super) async fn boot(host: &Host) -> RunningBroker {
         effects,
         image: Arc::new(LiveImage::new(image, Arc::clone(&metrics))),
         directory: wal.directory(),
-        wal: Arc::new(wal),
+        ensembles: Arc::new(Alone(wal.directory())),
+        wal: wrap(wal),
         objects: ObjectReader::new(bucket, Arc::new(cache)),
         home_store: StoreId(1),
         metrics,

@@ -1,0 +1,397 @@
+//! What becomes of a chunk that was handed over: durable, proposed, sequenced, answered.
+//!
+//! Owns: the rest of a lane's way ([`crate::accumulator`] has the first part): appends that end, commits in their order
+//! ([`crate::commits`]), the change to another stream.
+//!
+//! Invariants
+//! 1. A commit is proposed only after its chunk is durable; a waiter hears of success only after the commit was applied
+//!    (DESIGN.md section 2, invariant 2).
+//! 2. What the log refused for want of space or a store is answered with a retriable error, and its number is given to another
+//!    chunk; but a number that was ever proposed keeps its chunk until it has a result.
+//! 3. A chunk is appended to a second stream only when nothing of the lane is under way on the first, and in the order of the
+//!    numbers, so a lane's batches keep their order over streams (DESIGN.md section 4, "Order").
+//!
+//! Failure and retry: a proposal without a result (no leader, a lost connection, a full queue) goes again under its own number after
+//! a pause, for as long as it takes: clients time out by themselves. A stream that lost its write quorum, or that metadata has
+//! closed, is followed by another. What ends the lane: a journal that failed and no other to go to, a session that was fenced, a
+//! quorum that stopped. Everything that waits and comes later is then answered: with REQUEST_TIMED_OUT what may have been
+//! sequenced, with KAFKA_STORAGE_ERROR what certainly was not.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use isobar_metadata::command::{ChunkObject, CommitBatch, CommitChunk, CommitPartition};
+use isobar_metadata::result::{ChunkResult, RefusalKind};
+use isobar_metadata::{Command, CommandResult, Envelope, StreamId};
+use isobar_protocol::error::ErrorCode;
+use isobar_raft::ProposeError;
+use isobar_wal::{Chunk, ChunkWriter};
+use parking_lot::MutexGuard;
+use tokio::time::Instant;
+
+use crate::accumulator::{Lane, Outcome, SealedChunk, Slot, State};
+use crate::commits::Answer;
+use crate::sink::{Durable, Refusal, Sink};
+
+/// Pause before proposals without a result go again.
+const RETRY: Duration = Duration::from_millis(20);
+/// Pause before another try to open a stream.
+const REOPEN: Duration = Duration::from_millis(100);
+
+/// A chunk with a commit number.
+pub(crate) struct Line {
+    sealed: SealedChunk,
+    durable: Option<Durable>,
+    /// It was handed to the quorum once, so it may have been sequenced.
+    proposed: bool,
+}
+
+impl Line {
+    pub(crate) fn new(sealed: SealedChunk) -> Self {
+        Self { sealed, durable: None, proposed: false }
+    }
+}
+
+/// What the answer to a commit means for the lane.
+enum Verdict {
+    Sequenced(ChunkResult),
+    Open(Answer),
+    Over(String),
+}
+
+impl Lane {
+    pub(crate) fn append(self: &Arc<Self>, chunk: Chunk, number: u64) {
+        let lane = Arc::clone(self);
+        let started = Instant::now();
+        self.target.sink.append(chunk, number, move |appended| {
+            lane.metrics.stage("append", started.elapsed());
+            lane.appended(number, appended);
+        });
+    }
+
+    fn appended(self: &Arc<Self>, number: u64, appended: Result<Durable, Refusal>) {
+        if appended.is_ok() {
+            self.host.crash_point("produce.after_append");
+        }
+        let mut state = self.state.lock();
+        state.in_flight -= 1;
+        match appended {
+            Ok(durable) => {
+                if let Some(line) = state.commits.chunk_mut(number) {
+                    line.durable = Some(durable);
+                }
+                state.commits.durable(number);
+            }
+            Err(Refusal::Later(what, error)) => {
+                tracing::warn!(%error, number, "a chunk was refused: its clients will try again");
+                state.refused_because = what;
+                state.refused_from = Some(state.refused_from.map_or(number, |from| from.min(number)));
+            }
+            Err(Refusal::Moved(error)) => {
+                if !state.displaced {
+                    tracing::warn!(%error, stream = %state.stream, "a stream is over: the lane goes on over another");
+                }
+                state.displaced = true;
+            }
+            Err(Refusal::ForGood(error)) => {
+                tracing::error!(%error, "a chunk was refused for good: this lane stops");
+                return self.stop(state);
+            }
+        }
+        if state.in_flight == 0 {
+            self.sort_out(&mut state);
+        }
+        drop(state);
+        self.propose_due();
+        self.send_due();
+    }
+
+    /// Nothing is being appended: what was refused is told so, and what is left without a place gets one.
+    fn sort_out(self: &Arc<Self>, state: &mut State) {
+        if let Some(from) = state.refused_from.take() {
+            let taken = state.commits.take_back(from);
+            if let Some(first) = taken.first().filter(|_| !state.displaced) {
+                state.next_chunk = first.sealed.chunk.number();
+            }
+            let because =
+                Outcome::refused(ErrorCode::KafkaStorageError, Some(state.refused_because.to_owned()));
+            refuse(taken.into_iter().flat_map(|line| line.sealed.slots), &because);
+        }
+        let left = state.commits.appending().next().is_some();
+        if !state.moving && !state.stopped && (state.displaced || left) {
+            state.moving = true;
+            let lane = Arc::clone(self);
+            self.host.spawn("lane.move", async move { lane.go_on().await });
+        }
+    }
+
+    /// Opens another stream if this one is over, and appends there what has no place.
+    async fn go_on(self: Arc<Self>) {
+        let displaced = self.state.lock().displaced;
+        if displaced && matches!(self.target.sink, Sink::Wal(_)) {
+            let Some(stream) = self.open_stream().await else { return };
+            let mut state = self.state.lock();
+            (state.stream, state.next_chunk, state.displaced) = (stream, 0, false);
+        } else {
+            tokio::time::sleep(REOPEN).await;
+            self.state.lock().displaced = false;
+        }
+        let mut again = Vec::new();
+        {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let mut next_chunk = state.next_chunk;
+            for (number, line) in state.commits.appending() {
+                let chunk = self.moved(&line.sealed.chunk, state.stream, next_chunk);
+                next_chunk += 1;
+                line.sealed.chunk = chunk.clone();
+                again.push((number, chunk));
+            }
+            state.next_chunk = next_chunk;
+            state.in_flight += again.len();
+        }
+        for (number, chunk) in again {
+            self.append(chunk, number);
+        }
+        self.state.lock().moving = false;
+        self.send_due();
+    }
+
+    /// Another stream of this lane; `None` once the lane has stopped.
+    async fn open_stream(self: &Arc<Self>) -> Option<StreamId> {
+        loop {
+            if self.state.lock().stopped {
+                return None;
+            }
+            match self.target.session.open_stream(self.target.lane, &*self.target.ensembles).await {
+                Ok(stream) => return Some(stream),
+                Err(error) => tracing::warn!(%error, "no stream could be opened; again soon"),
+            }
+            tokio::time::sleep(REOPEN).await;
+        }
+    }
+
+    /// The same batches, sealed for another place.
+    fn moved(&self, chunk: &Chunk, stream: StreamId, number: u64) -> Chunk {
+        let bytes = usize::try_from(chunk.frame().len()).unwrap_or(usize::MAX).min(self.max_chunk_bytes);
+        let mut writer = ChunkWriter::new(self.pool.take(bytes), self.max_chunk_bytes);
+        // In their order of arrival, by which their waiters are found.
+        let mut batches: Vec<_> = chunk
+            .partitions()
+            .flat_map(|partition| {
+                let key = partition.key;
+                (partition.first_ordinal..)
+                    .zip(partition.batches)
+                    .map(move |(ordinal, batch)| (batch.section, key, batch.info, ordinal))
+            })
+            .collect();
+        batches.sort_unstable_by_key(|(section, ..)| *section);
+        for (_, key, info, ordinal) in batches {
+            if let Some(batch) = chunk.batch(ordinal) {
+                writer.push(key, &info, &batch);
+            }
+        }
+        writer.seal(stream, number)
+    }
+
+    /// Proposes what is due. One thread at a time does it, so that numbers go out in their order.
+    pub(crate) fn propose_due(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        if state.proposing {
+            return;
+        }
+        state.proposing = true;
+        while !state.pausing && !state.stopped {
+            let floor = state.commits.floor();
+            let Some((number, _)) = state.commits.propose() else { break };
+            let Some(line) = state.commits.chunk_mut(number) else { break };
+            line.proposed = true;
+            let Some(durable) = line.durable else { break };
+            if self.host.sabotaged("ack-before-commit") {
+                tell_early(&line.sealed);
+                self.host.sabotage_lag();
+            }
+            let commit = command_of(&line.sealed, durable);
+            drop(state);
+            self.propose(number, floor, commit);
+            state = self.state.lock();
+        }
+        state.proposing = false;
+    }
+
+    fn propose(self: &Arc<Self>, number: u64, floor: u64, mut commit: CommitChunk) {
+        if self.host.sabotaged("repeat-sequenced-twice") {
+            // Without a producer nothing is a repeat.
+            for batch in commit.partitions.iter_mut().flat_map(|partition| &mut partition.batches) {
+                (batch.producer_id, batch.producer_epoch, batch.base_sequence) = (-1, -1, -1);
+            }
+        }
+        let command = Command::CommitChunk(commit);
+        let envelope = Envelope::new(self.target.session.id(), self.target.lane, number, floor, command);
+        let lane = Arc::clone(self);
+        let started = Instant::now();
+        self.target.quorum.propose_with(envelope, move |answer| {
+            lane.metrics.stage("commit", started.elapsed());
+            lane.host.crash_point("produce.after_commit");
+            lane.answered(number, verdict(answer));
+        });
+    }
+
+    fn answered(self: &Arc<Self>, number: u64, verdict: Verdict) {
+        let mut state = self.state.lock();
+        let answer = match &verdict {
+            Verdict::Sequenced(_) => Answer::Settled,
+            Verdict::Open(answer) => *answer,
+            Verdict::Over(why) => {
+                tracing::error!(why, number, "the commit of a chunk failed: this lane stops");
+                return self.stop(state);
+            }
+        };
+        if state.stopped {
+            return;
+        }
+        if answer == Answer::Elsewhere {
+            state.displaced = true;
+        }
+        let (settled, pause) = state.commits.answered(number, answer);
+        if pause {
+            state.pausing = true;
+            let lane = Arc::clone(self);
+            self.host.spawn("lane.again", async move {
+                tokio::time::sleep(RETRY).await;
+                lane.state.lock().pausing = false;
+                lane.propose_due();
+            });
+            if state.in_flight == 0 {
+                self.sort_out(&mut state);
+            }
+        }
+        drop(state);
+        if let (Some(line), Verdict::Sequenced(result)) = (settled, verdict) {
+            answer_all(&line.sealed, &result);
+        }
+        self.propose_due();
+        self.send_due();
+    }
+
+    /// Takes nothing more, and answers all that waits.
+    fn stop(&self, mut state: MutexGuard<'_, State>) {
+        state.stopped = true;
+        let unsent: Vec<Slot> = state.take_unsent().collect();
+        let lines = state.commits.drain();
+        drop(state);
+        refuse(unsent, &stopped());
+        for line in lines {
+            refuse(line.sealed.slots, &if line.proposed { undecided() } else { stopped() });
+        }
+    }
+}
+
+fn verdict(answer: Result<CommandResult, ProposeError>) -> Verdict {
+    match answer {
+        Ok(CommandResult::Chunk(result)) if result.error_code == 0 => Verdict::Sequenced(result),
+        Ok(CommandResult::Refused(refused)) => match RefusalKind::try_from(refused.kind) {
+            Ok(RefusalKind::Gap | RefusalKind::TooManyUnanswered) => Verdict::Open(Answer::Again),
+            Ok(RefusalKind::StreamClosed) => Verdict::Open(Answer::Elsewhere),
+            _ => Verdict::Over(format!("{refused:?}")),
+        },
+        Err(ProposeError::NotLeader { .. } | ProposeError::Unknown { .. } | ProposeError::Busy { .. }) => {
+            Verdict::Open(Answer::Again)
+        }
+        other => Verdict::Over(format!("{other:?}")),
+    }
+}
+
+/// Broken on purpose.
+fn tell_early(sealed: &SealedChunk) {
+    for slot in &sealed.slots {
+        let early = Outcome { base_offset: 0, ..Outcome::refused(ErrorCode::None, None) };
+        slot.waiting.set(slot.index, early);
+        slot.waiting.left.store(0, Ordering::Release);
+        slot.waiting.done.notify_one();
+    }
+}
+
+pub(crate) fn stopped() -> Outcome {
+    Outcome::refused(ErrorCode::KafkaStorageError, Some("this broker can no longer write".to_owned()))
+}
+
+/// For what may be found committed later: no client may take it for refused.
+fn undecided() -> Outcome {
+    Outcome::refused(
+        ErrorCode::RequestTimedOut,
+        Some("this broker stopped before it knew the outcome".to_owned()),
+    )
+}
+
+fn refuse(slots: impl IntoIterator<Item = Slot>, outcome: &Outcome) {
+    for slot in slots {
+        slot.waiting.answer(slot.index, outcome.clone());
+    }
+}
+
+fn command_of(sealed: &SealedChunk, durable: Durable) -> CommitChunk {
+    let is_object = matches!(durable, Durable::Object(_));
+    // Where the next partition's batches begin, if the chunk is an object: one after the other, in this order.
+    let mut end = 0;
+    let partitions = sealed.chunk.partitions().map(|partition| {
+        let position = end;
+        end += partition.batches.iter().map(|batch| u64::from(batch.bytes)).sum::<u64>();
+        let batches =
+            (partition.first_ordinal..).zip(partition.batches).map(|(ordinal, batch)| CommitBatch {
+                ordinal,
+                record_count: batch.info.record_count,
+                max_timestamp_ms: batch.info.max_timestamp_ms,
+                producer_id: batch.info.producer_id,
+                producer_epoch: i32::from(batch.info.producer_epoch),
+                base_sequence: batch.info.base_sequence,
+                flags: batch.info.flags,
+                size_bytes: batch.bytes,
+            });
+        CommitPartition {
+            topic_id: partition.key.topic_id,
+            partition: partition.key.partition,
+            class_epoch: sealed.class_epochs.get(&partition.key).copied().unwrap_or(0),
+            batches: batches.collect(),
+            position: if is_object { position } else { 0 },
+        }
+    });
+    let partitions = partitions.collect();
+    match durable {
+        Durable::Wal(acked) => CommitChunk {
+            stream: sealed.chunk.stream(),
+            chunk: sealed.chunk.number(),
+            acknowledged: acked.acknowledged,
+            partitions,
+            object: None,
+        },
+        Durable::Object(placed) => CommitChunk {
+            partitions,
+            object: Some(ChunkObject {
+                object: placed.object,
+                store: placed.store,
+                size_bytes: placed.size_bytes,
+            }),
+            ..CommitChunk::default()
+        },
+    }
+}
+
+/// The result lists batches in the order of the command, which is that of the chunk's ordinals.
+fn answer_all(sealed: &SealedChunk, result: &ChunkResult) {
+    let sections =
+        sealed.chunk.partitions().flat_map(|partition| partition.batches.iter().map(|b| b.section));
+    for (section, batch) in sections.zip(&result.batches) {
+        let Some(slot) = sealed.slots.get(section as usize) else { continue };
+        let error = ErrorCode::from_i16(i16::try_from(batch.error_code).unwrap_or(-1));
+        let outcome = Outcome {
+            error,
+            base_offset: batch.base_offset,
+            log_append_time_ms: batch.log_append_time_ms,
+            log_start_offset: batch.log_start_offset,
+            message: None,
+        };
+        slot.waiting.answer(slot.index, outcome);
+    }
+}
