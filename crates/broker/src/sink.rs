@@ -68,10 +68,7 @@ impl Sink {
     ) {
         match self {
             Self::Wal(wal) => {
-                wal.append(
-                    chunk,
-                    Box::new(move |result| done(result.map(Durable::Wal).map_err(of_wal))),
-                );
+                wal.append(chunk, Box::new(move |result| done(result.map(Durable::Wal).map_err(of_wal))));
             }
             Self::Object(chunks) => {
                 let done = move |result: Result<PlacedChunk, StoreError>| {
