@@ -7,7 +7,7 @@ import sys
 # Highest first; crates of one row may not know each other. `sim` is a test of everything below it (tests/sim).
 ROWS = [
     ["sim"], ["isobar"], ["broker"], ["admin"], ["registry", "link"], ["security", "client"], ["store"], ["wal"], ["raft"],
-    ["metadata"], ["groups"], ["journal"], ["rpc"], ["protocol"], ["host"], ["testkit"],
+    ["metadata"], ["groups"], ["journal"], ["rpc"], ["protocol"], ["host"], ["testkit", "model"],
 ]
 # Crates that are nothing but tests.
 TESTS = {"sim"}
@@ -50,6 +50,8 @@ def faults(name, dependencies):
     for other, kind in dependencies:
         if other in HEIGHT and HEIGHT[other] >= HEIGHT[name] and other != name:
             found.append(f"{name} -> {other}: the arrow does not go down")
+        if other == "model":
+            found.append(f"{name} -> model: it stands beside the product")
         if kind == "normal" and other == "testkit" and name not in TESTS:
             found.append(f"{name} -> testkit: only tests may use it")
         if kind == "normal" and other in FORBIDDEN.get(name, ()):
@@ -67,6 +69,7 @@ BAD = {
     "a crate nobody placed": ("utils", []),
     "the product knowing its tests": ("isobar", [("sim", "dev")]),
     "testkit outside tests": ("broker", [("testkit", "normal")]),
+    "anyone using the models": ("metadata", [("model", "dev")]),
     "the quorum knowing Kafka": ("raft", [("kafka-protocol", "normal")]),
 }
 

@@ -57,6 +57,15 @@ class Load:
         if error.code() not in EXPECTED:
             self.problem(who, error.str() if hasattr(error, "str") else error)
 
+    def join(self, clients, kind, seconds):
+        """Waits for the clients of a kind to end, and says which did not."""
+        deadline = time.monotonic() + seconds
+        for client in clients:
+            if isinstance(client, kind):
+                client.join(max(0.1, deadline - time.monotonic()))
+                if client.is_alive():
+                    self.problem(client.name, f"did not end within {seconds} s")
+
     def next_producer(self):
         with self._lock:
             self._producers += 1

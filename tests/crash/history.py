@@ -1,8 +1,11 @@
 """Writes what the clients saw, for history-check (crates/testkit), and the values whose content it judges."""
 
 import json
+import os
+import pathlib
 import random
 import struct
+import subprocess
 import threading
 import time
 import zlib
@@ -69,3 +72,12 @@ def sum_of(key, value, headers):
     for name, content in headers or []:
         total = zlib.crc32(name.encode() + b"\0" + (content or b""), total)
     return total
+
+
+def check(history, required):
+    """The verdict of history-check; its exit code and what it printed."""
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path.home() / ".cache/isobar/target"))
+    binary = os.environ.get("HISTORY_CHECK", str(target / "ci/history-check"))
+    done = subprocess.run([binary, "--dense", "--require", required, str(history)], capture_output=True, text=True,
+                          check=False)
+    return done.returncode, done.stdout + done.stderr

@@ -41,7 +41,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "lib"), str(HERE.parent / "powercut
 
 from broker import CACHE, Broker, BrokerError  # noqa: E402
 from clients import Churner, Client, Load, Member, Observer, Reader, Sender, drain  # noqa: E402
-from history import Recorder  # noqa: E402
+from history import Recorder, check  # noqa: E402
 from store_faults import (  # noqa: E402
     SERVERS, FaultyStore, Faults, acknowledged_within, empty_within, fsck, left_over, shifted,
 )
@@ -301,9 +301,9 @@ class Run:
         self.recorder.add(0, "restart")
         time.sleep(1)
         self.load.stop_sending.set()
-        self.join(clients, (Sender, Churner), 90)
+        self.load.join(clients, (Sender, Churner), 90)
         self.load.stop.set()
-        self.join(clients, Client, 30)
+        self.load.join(clients, Client, 30)
         self.went_down()
         # All of it can be read while it lives; then, judged: what a clean stop and a start leave.
         if drain(self.load, 41, self.args.drain_seconds, last=False):
@@ -427,23 +427,6 @@ class Run:
         self.shown["acks_within"] = told
         print(f"store faults: {self.shown['faults']}; starts while it was stopped: {self.faults.started_within}; "
               f"proxy: {counts}\nacknowledgements within: {told}", flush=True)
-
-    def join(self, clients, kind, seconds):
-        deadline = time.monotonic() + seconds
-        for client in clients:
-            if isinstance(client, kind):
-                client.join(max(0.1, deadline - time.monotonic()))
-                if client.is_alive():
-                    self.load.problem(client.name, f"did not end within {seconds} s")
-
-
-def check(history, required):
-    """The verdict of history-check; its exit code and what it printed."""
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", CACHE / "target"))
-    binary = os.environ.get("HISTORY_CHECK", str(target / "ci/history-check"))
-    done = subprocess.run([binary, "--dense", "--require", required, str(history)], capture_output=True, text=True,
-                          check=False)
-    return done.returncode, done.stdout + done.stderr
 
 
 def parse_args():

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Hours of fuzzing: `long.sh SECONDS [TARGET…]` runs each target (all of them) for so long, one after the other, niced, on one
-# core (CPU, 1), and appends what came of it to results.jsonl: commit, target, seconds, executions, coverage, result. Goes on
+# core (CPU, 1), and appends what came of it to results.jsonl: commit, target, seconds, seconds of the processor, executions, coverage, result. Goes on
 # with the inputs of earlier runs ($ISOBAR_CACHE/fuzz).
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 here=$REPO/tests/fuzz

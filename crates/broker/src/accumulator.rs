@@ -129,10 +129,13 @@ pub(crate) struct Slot {
     pub(crate) index: usize,
 }
 
+/// What version of each partition's class a chunk's batches were checked against.
+pub(crate) type ClassEpochs = BTreeMap<PartitionKey, u32>;
+
 struct OpenChunk {
     writer: ChunkWriter,
     slots: Vec<Slot>,
-    class_epochs: BTreeMap<PartitionKey, u32>,
+    class_epochs: ClassEpochs,
     opened: Instant,
 }
 
@@ -140,7 +143,7 @@ struct OpenChunk {
 pub(crate) struct SealedChunk {
     pub(crate) chunk: Chunk,
     pub(crate) slots: Vec<Slot>,
-    pub(crate) class_epochs: BTreeMap<PartitionKey, u32>,
+    pub(crate) class_epochs: Arc<ClassEpochs>,
 }
 
 pub(crate) struct State {
@@ -149,6 +152,8 @@ pub(crate) struct State {
     grown: VecDeque<OpenChunk>,
     /// The stream that chunks go to now; none for the class `object`.
     pub(crate) stream: StreamId,
+    /// Earlier streams that are not closed yet, each with the first commit number that is none of its.
+    pub(crate) left: VecDeque<(StreamId, u64)>,
     /// The number of the next chunk within its stream.
     pub(crate) next_chunk: u64,
     /// Appends under way.
@@ -179,6 +184,7 @@ impl State {
             open: None,
             grown: VecDeque::new(),
             stream,
+            left: VecDeque::new(),
             next_chunk: 0,
             in_flight: 0,
             commits: Commits::default(),
@@ -396,8 +402,8 @@ impl Lane {
             let chunk = open.writer.seal(state.stream, state.next_chunk);
             state.next_chunk += 1;
             state.in_flight += 1;
-            let sealed =
-                SealedChunk { chunk: chunk.clone(), slots: open.slots, class_epochs: open.class_epochs };
+            let class_epochs = Arc::new(open.class_epochs);
+            let sealed = SealedChunk { chunk: chunk.clone(), slots: open.slots, class_epochs };
             let number = state.commits.begin(Line::new(sealed));
             drop(state);
             self.append(chunk, number);

@@ -67,6 +67,11 @@ impl<T> Commits<T> {
         self.open.first_key_value().map_or(self.next_number, |(number, _)| *number)
     }
 
+    /// The number that the next chunk gets.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.next_number
+    }
+
     /// A chunk is on its way to be durable; its number.
     pub(crate) fn begin(&mut self, chunk: T) -> u64 {
         let number = self.next_number;

@@ -12,7 +12,8 @@ use isobar_host::Host;
 use isobar_host::sim::{SimDisk, World};
 use isobar_metadata::command::{CloseStream, CreateTopics, GrantProducerId, NewTopic};
 use isobar_metadata::{
-    Command, CommandResult, Durability, EffectBatch, PartitionKey, PlacementId, StreamId, TopicId,
+    Command, CommandResult, DirectoryId, Durability, EffectBatch, PartitionKey, PlacementId, StreamId,
+    TopicId,
 };
 use isobar_protocol::Uuid;
 use isobar_protocol::batch::BatchHeader;
@@ -23,9 +24,9 @@ use isobar_testkit::Rng;
 use isobar_wal::{AppendDone, BatchInfo, Chunk, LocalReplica, Wal, WalError};
 use parking_lot::Mutex;
 
-use crate::Broker;
 use crate::accumulator::{Checked, Waiting};
 use crate::group::tests::node::boot_on;
+use crate::{Alone, Broker, Ensembles};
 
 /// Ends each stream after some chunks.
 struct Breaking {
@@ -48,7 +49,11 @@ impl Wal for Breaking {
         if takes {
             return self.wal.append(chunk, done);
         }
+        // A refusal may come within the call.
         let wait = Duration::from_micros(self.host.random_u64() % 3_000);
+        if wait.subsec_micros().is_multiple_of(2) {
+            return done(Err(WalError::Closed));
+        }
         let _ = self.host.spawn("test.broken", async move {
             tokio::time::sleep(wait).await;
             done(Err(WalError::Closed));
@@ -81,6 +86,24 @@ impl Wal for Breaking {
     }
 }
 
+/// Has something better now and then, whatever is under way.
+struct Restless(Alone, Host);
+
+#[async_trait]
+impl Ensembles for Restless {
+    async fn choose(&self) -> Result<(Vec<DirectoryId>, u32), String> {
+        self.0.choose().await
+    }
+
+    fn opened(&self, stream: StreamId, ensemble: &[DirectoryId], write_quorum: u32) {
+        self.0.opened(stream, ensemble, write_quorum);
+    }
+
+    async fn until_better(&self, _: StreamId) {
+        tokio::time::sleep(Duration::from_micros(self.1.random_u64() % 50_000)).await;
+    }
+}
+
 fn checked(key: PartitionKey, producer: i64, sequence: i32, records: i32) -> Checked {
     let mut builder = BatchBuilder::new(Codec::None).producer(producer, 0, sequence);
     for n in 0..records {
@@ -110,7 +133,7 @@ async fn make_topic(broker: &Broker) -> TopicId {
 
 /// What was taken in under another version of the topic's class is refused, and no batch behind it covers that up.
 async fn of_two_class_epochs(host: Host) {
-    let running = boot_on(&host, |wal| Arc::new(wal)).await;
+    let running = boot_on(&host, |wal| Arc::new(wal), |directory| Arc::new(Alone(directory))).await;
     let broker = Arc::clone(&running.broker);
     let key = PartitionKey::new(make_topic(&broker).await, 0);
     let stale = Checked { class_epoch: 7, ..checked(key, -1, -1, 1) };
@@ -150,7 +173,8 @@ fn a_chunk_is_of_one_class_epoch() {
 async fn scenario(host: Host, seed: u64) -> u64 {
     let replica =
         |wal| -> Arc<dyn Wal> { Arc::new(Breaking { wal, host: host.clone(), left: Mutex::default() }) };
-    let running = boot_on(&host, replica).await;
+    let restless = |directory| -> Arc<dyn Ensembles> { Arc::new(Restless(Alone(directory), host.clone())) };
+    let running = boot_on(&host, replica, restless).await;
     let broker = Arc::clone(&running.broker);
     let topic_id = make_topic(&broker).await;
     let granted = broker.session.propose(Command::GrantProducerId(GrantProducerId { count: 1 })).await;
@@ -180,6 +204,14 @@ async fn scenario(host: Host, seed: u64) -> u64 {
         assert_eq!((outcomes[0].error, outcomes[0].base_offset), (ErrorCode::None, offset));
     }
     assert_eq!(lane.queued_bytes(), 0);
+    // What was left is closed, although the lane goes on to others.
+    let mut tidy = false;
+    for _ in 0..400 {
+        let open = broker.image.with(|image| image.streams().filter(|stream| !stream.record.closed).count());
+        tidy |= open == 1 && lane.state.lock().left.is_empty();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(tidy, "{} streams were left and not closed", lane.state.lock().left.len());
     let last = lane.state.lock().stream;
     last.0
 }

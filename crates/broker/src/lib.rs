@@ -34,16 +34,17 @@ mod topics;
 mod upkeep;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use isobar_host::watch;
 use isobar_host::{BufferPool, Host, Listener, Task};
-use isobar_metadata::command::{RegisterDirectory, RegisterSession};
+use isobar_metadata::command::{FenceSession, RegisterDirectory, RegisterSession, UpdateSession};
+use isobar_metadata::record::SessionState;
 use isobar_metadata::{
-    Command, CommandResult, DirectoryId, Durability, EffectBatch, EffectKind, Image, PlacementId, StoreId,
-    StreamId, lane_of,
+    Command, CommandResult, DirectoryId, Durability, EffectBatch, EffectKind, Image, PlacementId, SessionId,
+    StoreId, StreamId, lane_of,
 };
 use isobar_protocol::error::ErrorCode;
 use isobar_raft::{EffectStream, ProposeError, Quorum};
@@ -60,6 +61,9 @@ use sink::Sink;
 const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
 /// Buffer memory that chunks leave behind for the next ones.
 const POOL_KEPT_BYTES: usize = 32 << 20;
+/// How often a starting broker looks for WAL replicas, and says so every so many times.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const SAY_EVERY: u32 = 50;
 /// How long a stopping broker waits for its connections to be answered.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -80,6 +84,9 @@ pub enum BrokerError {
     /// The metadata quorum did not answer: start again.
     #[error("the metadata quorum did not answer: {0}")]
     Quorum(#[from] ProposeError),
+    /// Too few WAL replicas can be reached for a stream: try again.
+    #[error("no stream can be opened: {0}")]
+    NoEnsemble(String),
     /// The metadata quorum refused what a starting broker needs.
     #[error("the metadata quorum refused {what}: {answer}")]
     Refused {
@@ -94,8 +101,6 @@ pub enum BrokerError {
 pub struct Parts {
     /// The metadata quorum.
     pub quorum: Quorum,
-    /// Effects after `image`.
-    pub effects: EffectStream,
     /// The image to start from, shared with the uploader.
     pub image: Arc<LiveImage>,
     /// Where chunks go.
@@ -112,6 +117,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Told how many batch bytes each effect batch appended, once the image shows them.
     pub on_appended: Arc<dyn Fn(u64) + Send + Sync>,
+    /// Told of the broker's session once it is registered: from then on it must be kept alive.
+    pub on_registered: Box<dyn Fn(SessionId) + Send + Sync>,
 }
 
 /// What handlers share.
@@ -156,8 +163,7 @@ impl Broker {
 
     /// Waits until the image has what a command that was just answered did.
     pub(crate) async fn settled(&self) {
-        let applied = *self.quorum.applied().borrow();
-        self.image.at_least(applied, BARRIER_PATIENCE).await;
+        self.image.at_least(self.quorum.acknowledged(), BARRIER_PATIENCE).await;
     }
 }
 
@@ -168,6 +174,8 @@ pub struct RunningBroker {
     drain: watch::Sender<bool>,
     accepting: Task,
     following: Task,
+    rolling: Task,
+    over: watch::Receiver<Option<String>>,
 }
 
 /// Splits `host:port`; the host of an IPv6 address may stand in brackets.
@@ -181,7 +189,12 @@ pub fn split_host_port(addr: &str) -> Result<(String, u16), BrokerError> {
 
 impl RunningBroker {
     /// Listens, registers, and serves until [`RunningBroker::stop`].
-    pub async fn start(host: &Host, options: Options, parts: Parts) -> Result<Self, BrokerError> {
+    pub async fn start(
+        host: &Host,
+        options: Options,
+        parts: Parts,
+        effects: EffectStream,
+    ) -> Result<Self, BrokerError> {
         let listen_failed = |source| BrokerError::Listen { addr: options.listen.clone(), source };
         let listener = host.listen(&options.listen).await.map_err(listen_failed)?;
         let local_addr = listener.local_addr().map_err(listen_failed)?;
@@ -192,11 +205,25 @@ impl RunningBroker {
             zone: registration.zone.clone(),
             cloud: String::new(),
         };
-        let session = Session::register(&parts.quorum, directory, registration).await?;
-        let session = Arc::new(session);
+        let (tell_over, over) = watch::channel(None);
+        let known: Arc<OnceLock<SessionId>> = Arc::default();
+        let following = Following {
+            image: Arc::clone(&parts.image),
+            wal: Arc::clone(&parts.wal),
+            session: Arc::clone(&known),
+            on_appended: parts.on_appended.clone(),
+        };
+        let following = following.run(effects);
+        let following = host.spawn("broker.follow", async move {
+            tell_over.send_replace(Some(following.await));
+        });
+        session::register_directory(&parts.quorum, directory).await?;
+        // Who cannot write must not be among the brokers: clients would be sent to it.
+        wait_for_replicas(&*parts.ensembles).await;
+        let session = Arc::new(Session::register(&parts.quorum, registration).await?);
+        let _ = known.set(session.id());
+        (parts.on_registered)(session.id());
         let lanes = open_lanes(host, &options, &parts, &session).await?;
-        let following =
-            follow(host, &parts.image, Arc::clone(&parts.wal), parts.effects, parts.on_appended.clone());
         let (drain, draining) = watch::channel(false);
         let broker = Arc::new(Broker {
             host: host.clone(),
@@ -219,8 +246,9 @@ impl RunningBroker {
         broker.settled().await;
         group::start(&broker);
         upkeep::start(&broker);
+        let rolling = host.spawn("lane.whole", Arc::clone(&broker.lanes.wal).keep_whole());
         let accepting = accept(Arc::clone(&broker), listener);
-        Ok(Self { broker, local_addr, drain, accepting, following })
+        Ok(Self { broker, local_addr, drain, accepting, following, rolling, over })
     }
 
     /// Where clients connect.
@@ -233,10 +261,15 @@ impl RunningBroker {
         if self.broker.lanes.all().iter().any(|(_, lane)| lane.is_stopped()) {
             return Err("the write path has stopped; see the log, then restart".to_owned());
         }
-        if self.following.is_finished() {
-            return Err("the metadata image no longer moves; see the log, then restart".to_owned());
+        match &*self.over.borrow() {
+            Some(why) => Err(format!("this broker's life is over: {why}")),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Why this broker's life is over, once that is so: it answers no more writes, and must be started anew.
+    pub fn over(&self) -> watch::Receiver<Option<String>> {
+        self.over.clone()
     }
 
     /// The metadata state machine's clock: the time of the last entry that this broker's image has.
@@ -279,9 +312,53 @@ impl RunningBroker {
         }
     }
 
+    /// This broker's session.
+    pub fn session_id(&self) -> SessionId {
+        self.broker.session.id()
+    }
+
+    /// Leaves the leader map, so that clients turn to others while this broker drains.
+    pub async fn leave(&self) {
+        let session = self.broker.session.id();
+        let state = SessionState::Draining as i32;
+        self.say(Command::UpdateSession(UpdateSession { session, state })).await;
+    }
+
+    /// Ends the session, so that nobody waits for this broker. To be called after [`RunningBroker::drain`].
+    pub async fn deregister(&self) {
+        let session = self.broker.session.id();
+        self.say(Command::FenceSession(FenceSession { session })).await;
+    }
+
+    async fn say(&self, command: Command) {
+        let said = tokio::time::timeout(BARRIER_PATIENCE, self.broker.session.propose(command)).await;
+        if !matches!(said, Ok(Ok(_))) {
+            tracing::warn!(answer = ?said, "the others were not told that this broker goes; they will find out");
+        }
+    }
+
+    /// Lets go of all clients at once.
+    pub fn cut(&self) {
+        self.accepting.abort();
+        self.drain.send_replace(true);
+    }
+
     /// Stops following metadata. To be called after [`RunningBroker::drain`].
     pub fn stop(&self) {
+        self.rolling.abort();
         self.following.abort();
+    }
+}
+
+/// Returns once a stream could be opened.
+async fn wait_for_replicas(ensembles: &dyn Ensembles) {
+    let mut waited = 0_u32;
+    while let Err(why) = ensembles.choose().await {
+        if waited.is_multiple_of(SAY_EVERY) {
+            tracing::warn!(why, "waiting for WAL replicas");
+        }
+        waited += 1;
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -305,7 +382,15 @@ async fn open_lanes(
         accumulator::Lane::new(host.clone(), target, pool.clone(), Arc::clone(&parts.metrics), limits)
     };
     let wal_lane = lane_of(Durability::Wal, PlacementId::DEFAULT);
-    let stream = session.open_stream(wal_lane, &*parts.ensembles).await?;
+    let stream = loop {
+        match session.open_stream(wal_lane, &*parts.ensembles).await {
+            Ok(stream) => break stream,
+            // It could be a moment ago.
+            Err(error @ BrokerError::NoEnsemble(_)) => tracing::warn!(%error, "no stream yet"),
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    };
     let wal_limits = accumulator::Limits {
         max_bytes: options.lane_max_bytes,
         max_in_flight: options.lane_max_in_flight,
@@ -359,6 +444,10 @@ impl Proposer for SessionProposer {
     async fn propose(&self, command: Command) -> Result<CommandResult, ProposeFailed> {
         self.session.propose(command).await.map_err(|error| ProposeFailed(error.to_string()))
     }
+
+    fn session(&self) -> SessionId {
+        self.session.id()
+    }
 }
 
 fn registration(
@@ -387,34 +476,46 @@ fn registration(
     })
 }
 
-/// Moves the image along the quorum's effects. In one process it cannot fall out of the effects' ring for long: the
-/// ring outlasts any pause but that of a stuck runtime, and then the node is not healthy.
-fn follow(
-    host: &Host,
-    image: &Arc<LiveImage>,
+/// Moves the image along the quorum's effects, until that cannot go on: says why, for this broker's life is over then. A node
+/// that was stopped for a while may have fallen out of the effects' ring, or may find its session fenced.
+struct Following {
+    image: Arc<LiveImage>,
     wal: Arc<dyn Wal>,
-    mut effects: EffectStream,
+    /// Set once it is registered.
+    session: Arc<OnceLock<SessionId>>,
     on_appended: Arc<dyn Fn(u64) + Send + Sync>,
-) -> Task {
-    let image = Arc::clone(image);
-    host.spawn("broker.follow", async move {
+}
+
+impl Following {
+    async fn run(self, mut effects: EffectStream) -> String {
         loop {
             match effects.next().await {
                 Ok(Some(batch)) => {
-                    if let Err(error) = image.apply(&batch) {
+                    if let Err(error) = self.image.apply(&batch) {
                         tracing::error!(%error, index = batch.index, "effects do not fit the image");
-                        return;
+                        return format!("effects at index {} do not fit the image: {error}", batch.index);
                     }
-                    wal.follow(&batch);
-                    on_appended(appended_bytes(&batch));
+                    self.wal.follow(&batch);
+                    (self.on_appended)(appended_bytes(&batch));
+                    if self.session.get().is_some_and(|session| ends(&batch, *session)) {
+                        return "this broker's session was fenced: it was not heard of in time, or another process of its \
+                                name has come"
+                            .to_owned();
+                    }
                 }
-                Ok(None) => return,
-                Err(lagged) => {
-                    tracing::error!(?lagged, "the image has fallen out of the effects' ring");
-                    return;
-                }
+                Ok(None) => return "the metadata node has stopped".to_owned(),
+                Err(lagged) => return format!("the image has fallen out of the effects' ring: {lagged:?}"),
             }
         }
+    }
+}
+
+/// Whether these effects end the session.
+fn ends(batch: &EffectBatch, session: SessionId) -> bool {
+    batch.effects.iter().any(|effect| match &effect.kind {
+        Some(EffectKind::Session(record)) => record.session == session && record.is_fenced(),
+        Some(EffectKind::SessionForgotten(forgotten)) => forgotten.session == session,
+        _ => false,
     })
 }
 

@@ -21,16 +21,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use isobar_metadata::command::{ChunkObject, CommitBatch, CommitChunk, CommitPartition};
+use isobar_metadata::command::{ChunkObject, CloseStream, CommitBatch, CommitChunk, CommitPartition};
 use isobar_metadata::result::{ChunkResult, RefusalKind};
 use isobar_metadata::{Command, CommandResult, Envelope, StreamId};
 use isobar_protocol::error::ErrorCode;
 use isobar_raft::ProposeError;
-use isobar_wal::{Chunk, ChunkWriter};
+use isobar_wal::Chunk;
 use parking_lot::MutexGuard;
 use tokio::time::Instant;
 
-use crate::accumulator::{Lane, Outcome, SealedChunk, Slot, State};
+use crate::accumulator::{ClassEpochs, Lane, Outcome, SealedChunk, Slot, State};
 use crate::commits::Answer;
 use crate::sink::{Durable, Refusal, Sink};
 
@@ -132,6 +132,8 @@ impl Lane {
         if displaced && matches!(self.target.sink, Sink::Wal(_)) {
             let Some(stream) = self.open_stream().await else { return };
             let mut state = self.state.lock();
+            let left = (state.stream, state.commits.next_number());
+            state.left.push_back(left);
             (state.stream, state.next_chunk, state.displaced) = (stream, 0, false);
         } else {
             tokio::time::sleep(REOPEN).await;
@@ -154,8 +156,58 @@ impl Lane {
         for (number, chunk) in again {
             self.append(chunk, number);
         }
-        self.state.lock().moving = false;
+        let mut state = self.state.lock();
+        self.close_left(&mut state);
+        state.moving = false;
+        // While it moved nobody else would have begun the next move: those appends may all have been refused by now.
+        if state.in_flight == 0 {
+            self.sort_out(&mut state);
+        }
+        drop(state);
         self.send_due();
+    }
+
+    /// Goes on over another stream whenever that would have more replicas: one that was left behind has come back, or another
+    /// took its place.
+    pub(crate) async fn keep_whole(self: Arc<Self>) {
+        while !self.is_stopped() {
+            let stream = self.state.lock().stream;
+            self.target.ensembles.until_better(stream).await;
+            self.leave(stream);
+            tokio::time::sleep(REOPEN).await;
+        }
+    }
+
+    /// Goes to another stream once nothing is under way on this one, if it is still on it.
+    fn leave(self: &Arc<Self>, stream: StreamId) {
+        let mut state = self.state.lock();
+        if state.stream != stream || state.moving || state.displaced || state.stopped {
+            return;
+        }
+        tracing::info!(%stream, "the lane goes on over a stream with more replicas");
+        state.displaced = true;
+        if state.in_flight == 0 {
+            self.sort_out(&mut state);
+        }
+    }
+
+    /// Streams that were left and of which everything has its result are closed: what nothing names in them is garbage then, and
+    /// a session may not have many.
+    fn close_left(self: &Arc<Self>, state: &mut State) {
+        let floor = state.commits.floor();
+        while let Some((stream, _)) = state.left.pop_front_if(|(_, end)| *end <= floor) {
+            let lane = Arc::clone(self);
+            self.host.spawn("lane.close", async move {
+                while !lane.is_stopped() {
+                    let close = Command::CloseStream(CloseStream { stream });
+                    match lane.target.session.propose(close).await {
+                        Ok(_) => return,
+                        Err(error) => tracing::warn!(%error, %stream, "a stream is not closed yet"),
+                    }
+                    tokio::time::sleep(REOPEN).await;
+                }
+            });
+        }
     }
 
     /// Another stream of this lane; `None` once the lane has stopped.
@@ -175,24 +227,7 @@ impl Lane {
     /// The same batches, sealed for another place.
     fn moved(&self, chunk: &Chunk, stream: StreamId, number: u64) -> Chunk {
         let bytes = usize::try_from(chunk.frame().len()).unwrap_or(usize::MAX).min(self.max_chunk_bytes);
-        let mut writer = ChunkWriter::new(self.pool.take(bytes), self.max_chunk_bytes);
-        // In their order of arrival, by which their waiters are found.
-        let mut batches: Vec<_> = chunk
-            .partitions()
-            .flat_map(|partition| {
-                let key = partition.key;
-                (partition.first_ordinal..)
-                    .zip(partition.batches)
-                    .map(move |(ordinal, batch)| (batch.section, key, batch.info, ordinal))
-            })
-            .collect();
-        batches.sort_unstable_by_key(|(section, ..)| *section);
-        for (_, key, info, ordinal) in batches {
-            if let Some(batch) = chunk.batch(ordinal) {
-                writer.push(key, &info, &batch);
-            }
-        }
-        writer.seal(stream, number)
+        chunk.resealed(self.pool.take(bytes), self.max_chunk_bytes, stream, number)
     }
 
     /// Proposes what is due. One thread at a time does it, so that numbers go out in their order.
@@ -208,13 +243,17 @@ impl Lane {
             let Some(line) = state.commits.chunk_mut(number) else { break };
             line.proposed = true;
             let Some(durable) = line.durable else { break };
-            if self.host.sabotaged("ack-before-commit") {
+            let (chunk, class_epochs) = (line.sealed.chunk.clone(), Arc::clone(&line.sealed.class_epochs));
+            let early = self.host.sabotaged("ack-before-commit");
+            if early {
                 tell_early(&line.sealed);
+            }
+            // Who pushes batches needs the lock, and a large chunk's command takes a while to make.
+            drop(state);
+            if early {
                 self.host.sabotage_lag();
             }
-            let commit = command_of(&line.sealed, durable);
-            drop(state);
-            self.propose(number, floor, commit);
+            self.propose(number, floor, command_of(&chunk, &class_epochs, durable));
             state = self.state.lock();
         }
         state.proposing = false;
@@ -255,6 +294,7 @@ impl Lane {
             state.displaced = true;
         }
         let (settled, pause) = state.commits.answered(number, answer);
+        self.close_left(&mut state);
         if pause {
             state.pausing = true;
             let lane = Arc::clone(self);
@@ -331,11 +371,11 @@ fn refuse(slots: impl IntoIterator<Item = Slot>, outcome: &Outcome) {
     }
 }
 
-fn command_of(sealed: &SealedChunk, durable: Durable) -> CommitChunk {
+fn command_of(chunk: &Chunk, class_epochs: &ClassEpochs, durable: Durable) -> CommitChunk {
     let is_object = matches!(durable, Durable::Object(_));
     // Where the next partition's batches begin, if the chunk is an object: one after the other, in this order.
     let mut end = 0;
-    let partitions = sealed.chunk.partitions().map(|partition| {
+    let partitions = chunk.partitions().map(|partition| {
         let position = end;
         end += partition.batches.iter().map(|batch| u64::from(batch.bytes)).sum::<u64>();
         let batches =
@@ -352,7 +392,7 @@ fn command_of(sealed: &SealedChunk, durable: Durable) -> CommitChunk {
         CommitPartition {
             topic_id: partition.key.topic_id,
             partition: partition.key.partition,
-            class_epoch: sealed.class_epochs.get(&partition.key).copied().unwrap_or(0),
+            class_epoch: class_epochs.get(&partition.key).copied().unwrap_or(0),
             batches: batches.collect(),
             position: if is_object { position } else { 0 },
         }
@@ -360,8 +400,8 @@ fn command_of(sealed: &SealedChunk, durable: Durable) -> CommitChunk {
     let partitions = partitions.collect();
     match durable {
         Durable::Wal(acked) => CommitChunk {
-            stream: sealed.chunk.stream(),
-            chunk: sealed.chunk.number(),
+            stream: chunk.stream(),
+            chunk: chunk.number(),
             acknowledged: acked.acknowledged,
             partitions,
             object: None,

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use isobar_metadata::command::{FIRST_NUMBER, OpenStream, RegisterDirectory, RegisterSession};
 use isobar_metadata::{Command, CommandResult, DirectoryId, Envelope, LaneId, SessionId, StreamId};
 use isobar_protocol::error::ErrorCode;
@@ -25,23 +26,32 @@ struct Control {
 }
 
 /// Where this broker's chunks may be made durable.
+#[async_trait]
 pub trait Ensembles: Send + Sync {
     /// WAL directories for a new stream, and how many of them must acknowledge. An error says what is missing.
-    fn choose(&self) -> Result<(Vec<DirectoryId>, u32), String>;
+    async fn choose(&self) -> Result<(Vec<DirectoryId>, u32), String>;
 
     /// A stream was opened on what was chosen, before its first append.
     fn opened(&self, stream: StreamId, ensemble: &[DirectoryId], write_quorum: u32);
+
+    /// Waits until another stream would have more replicas than this one has left.
+    async fn until_better(&self, stream: StreamId);
 }
 
 /// The one directory of a node that is alone.
 pub struct Alone(pub DirectoryId);
 
+#[async_trait]
 impl Ensembles for Alone {
-    fn choose(&self) -> Result<(Vec<DirectoryId>, u32), String> {
+    async fn choose(&self) -> Result<(Vec<DirectoryId>, u32), String> {
         Ok((vec![self.0], 1))
     }
 
     fn opened(&self, _: StreamId, _: &[DirectoryId], _: u32) {}
+
+    async fn until_better(&self, _: StreamId) {
+        std::future::pending().await
+    }
 }
 
 /// One life of this broker.
@@ -53,13 +63,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Registers the WAL directory and a new life of this broker, which fences the one before it.
+    /// Registers a new life of this broker, which fences the one before it.
     pub(crate) async fn register(
         quorum: &Quorum,
-        directory: RegisterDirectory,
         registration: RegisterSession,
     ) -> Result<Self, BrokerError> {
-        propose(quorum, Envelope::unnumbered(Command::RegisterDirectory(directory))).await?;
         let granted = propose(quorum, Envelope::unnumbered(Command::RegisterSession(registration))).await?;
         let CommandResult::Session(granted) = granted else {
             return Err(BrokerError::Refused {
@@ -92,7 +100,7 @@ impl Session {
         ensembles: &dyn Ensembles,
     ) -> Result<StreamId, BrokerError> {
         let refused = |answer| BrokerError::Refused { what: "the opening of a stream", answer };
-        let (ensemble, write_quorum) = ensembles.choose().map_err(refused)?;
+        let (ensemble, write_quorum) = ensembles.choose().await.map_err(BrokerError::NoEnsemble)?;
         let open = OpenStream { lane, ensemble: ensemble.clone(), write_quorum };
         match self.propose(Command::OpenStream(open)).await? {
             CommandResult::Stream(granted) if granted.error_code == 0 => {
@@ -133,6 +141,17 @@ struct Answered<'a> {
 impl Drop for Answered<'_> {
     fn drop(&mut self) {
         self.session.control.lock().unanswered.remove(&self.number);
+    }
+}
+
+/// Registers the node's WAL directory, so that ensembles may name it.
+pub(crate) async fn register_directory(
+    quorum: &Quorum,
+    directory: RegisterDirectory,
+) -> Result<(), BrokerError> {
+    match propose(quorum, Envelope::unnumbered(Command::RegisterDirectory(directory))).await? {
+        CommandResult::Done(outcome) if outcome.error_code == 0 => Ok(()),
+        other => Err(BrokerError::Refused { what: "the node's WAL directory", answer: format!("{other:?}") }),
     }
 }
 

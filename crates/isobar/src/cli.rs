@@ -29,6 +29,14 @@ pub(crate) enum Command {
     ///
     /// Data survives restart and `kill -9`. Stop it with Ctrl-C or SIGTERM.
     Dev(DevArgs),
+    /// Run a node as its configuration file says, alone or as one of a cluster.
+    ///
+    /// `isobar cluster init` writes the files of a new cluster. Stop it with Ctrl-C or SIGTERM: it lets its clients go to the other nodes
+    /// first.
+    Serve(ServeArgs),
+    /// Make the files of a new cluster, and ask how one is.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Load a real data set into a broker of its own, read it back and check every record.
     ///
     /// Ends by itself with exit code 0 only if every record came back right.
@@ -102,6 +110,40 @@ pub(crate) struct DevArgs {
     pub(crate) snapshot_after_bytes: Option<u64>,
     #[arg(long, value_name = "BYTES", hide = true)]
     pub(crate) tail_bytes: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Configuration file; `isobar config check FILE` explains what is wrong with one.
+    #[arg(long, value_name = "FILE", env = "ISOBAR_CONFIG")]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Write a configuration file for each node of a new cluster, and the secret by which they know each other.
+    ///
+    /// Take node-ID.toml and cluster.secret to each node and run `isobar serve --config node-ID.toml` there. The cluster begins once
+    /// all of them have been up at the same time.
+    Init {
+        /// A node, as ID@HOST:PORT, where the other nodes reach it; given once for each, best three in three zones.
+        #[arg(long = "node", value_name = "ID@HOST:PORT", required = true)]
+        nodes: Vec<String>,
+        /// Zone of each node, in the same order (Kafka's broker.rack).
+        #[arg(long = "zone", value_name = "ZONE")]
+        zones: Vec<String>,
+        /// The bucket of the cluster, as `isobar store check` takes it.
+        #[arg(long, value_name = "URL")]
+        store: String,
+        /// Where to write the files.
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
+    },
+    /// Show the nodes of a cluster, who leads, and what is wrong. Exit code 0 only if nothing is.
+    Status {
+        #[command(flatten)]
+        remote: AdminRemote,
+    },
 }
 
 #[derive(Debug, Subcommand)]

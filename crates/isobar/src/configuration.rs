@@ -1,4 +1,4 @@
-//! `isobar config`, and the configuration of `isobar dev`: file, environment and flags read and put together.
+//! `isobar config`, and the configuration of `isobar dev` and `isobar serve`: file, environment and flags read and put together.
 
 use std::io::Write;
 use std::path::Path;
@@ -11,6 +11,11 @@ use crate::cli::{Cli, Command, ConfigCommand, DevArgs};
 /// What `isobar dev` with these flags runs with.
 pub(crate) fn load(args: &DevArgs, cli: &Cli) -> Result<Config, Failure> {
     load_with(args.config.as_deref(), &flags(args, cli))
+}
+
+/// What `isobar serve` with this file runs with.
+pub(crate) fn load_file(path: &Path, cli: &Cli) -> Result<Config, Failure> {
+    load_with(Some(path), &flags(&DevArgs::default(), cli))
 }
 
 fn load_with(path: Option<&Path>, flags: &[Flag]) -> Result<Config, Failure> {

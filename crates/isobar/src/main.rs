@@ -2,15 +2,16 @@
 
 mod admin_client;
 mod cli;
+mod cluster;
 mod configuration;
 mod demo;
-mod dev;
 mod dump;
 mod fsck;
 mod group;
 mod output;
 mod records;
 mod recover_command;
+mod serve;
 mod store_check;
 mod topic;
 
@@ -45,6 +46,7 @@ fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
 fn run(cli: Cli) -> Result<(), Failure> {
     let configured = match &cli.command {
         Command::Dev(args) => Some(configuration::load(args, &cli)?),
+        Command::Serve(args) => Some(configuration::load_file(&args.config, &cli)?),
         _ => None,
     };
     start_logging(&Logging::of(configured.as_ref(), &cli))?;
@@ -54,7 +56,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.command {
-            Command::Dev(_) => dev::run(&configured.unwrap_or_else(Config::defaults)).await,
+            Command::Dev(_) => serve::dev(&configured.unwrap_or_else(Config::defaults)).await,
+            Command::Serve(_) => serve::serve(&configured.unwrap_or_else(Config::defaults)).await,
+            Command::Cluster(command) => cluster::run(command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Topic(command) => topic::run(command).await,
             Command::Produce(args) => records::produce(args).await,

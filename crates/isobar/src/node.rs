@@ -26,40 +26,40 @@
 //! Crash cases: killed while formatting, the next start formats what is missing, as no client was served. Killed at any
 //! other moment, the next start replays.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use isobar_admin::{Admin, AdminError, Health};
+use isobar_admin::{Admin, AdminError};
 use isobar_broker::{Alone, BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker};
 use isobar_host::disk::DirLock;
 use isobar_host::{Host, Task};
 use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
 use isobar_metadata::{ClusterFormat, Command, Envelope, Image, StoreId};
-use isobar_protocol::Uuid;
 use isobar_raft::archive::{ArchiveOptions, Archiver, Status};
-use isobar_raft::{Quorum, QuorumOptions, RaftError};
+use isobar_raft::{Quorum, QuorumOptions, RaftError, RaftNetwork};
+use isobar_rpc::{Rpc, RpcError};
 use isobar_store::fsck::FsckParts;
 use isobar_store::{
     BlockCache, Bucket, BucketOptions, ClaimError, ClaimGuard, Class, Deleter, DeleterOptions, DiskCache,
     DiskCacheOptions, IndexReader, MemoryCache, ObjectReader, Proposer, StoreError, StoreMetrics, Uploader,
     UploaderOptions, UploaderParts,
 };
-use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
+use isobar_wal::{LocalReplica, ReplicaOptions, Wal, WalError, WalMetrics};
 use object_store::ObjectStore;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::{Registry, Unit};
-use serde::{Deserialize, Serialize};
+use prometheus_client::registry::Registry;
 
+use crate::admin_port::{health, start_admin};
 use crate::archive::StoreArchive;
+pub use crate::directory::new_cluster_id;
+use crate::directory::{NodeFormat, read_format, refuse_half_recovered, write_format};
 pub use crate::jobs::JobOptions;
 use crate::jobs::Jobs;
+pub use crate::member::ClusterOptions;
+use crate::member::{self, Member, MemberParts, Writing};
 use crate::open_store::{Known, verify, verify_later};
 use crate::operations::NodeOperations;
 
-/// Marks a directory that a recovery is making.
-pub(crate) const RECOVERING: &str = "RECOVERING";
 /// The store's number and name in metadata.
 pub const STORE: StoreId = StoreId(1);
 const STORE_NAME: &str = "local";
@@ -120,6 +120,8 @@ pub struct NodeOptions {
     pub deleter: DeleterOptions,
     /// Compaction, index objects.
     pub jobs: JobOptions,
+    /// How it is one of several nodes.
+    pub cluster: ClusterOptions,
 }
 
 impl NodeOptions {
@@ -143,6 +145,7 @@ impl NodeOptions {
             archive: ArchiveOptions::default(),
             deleter: DeleterOptions::default(),
             jobs: JobOptions::default(),
+            cluster: ClusterOptions::default(),
         }
     }
 }
@@ -184,28 +187,27 @@ pub enum NodeError {
     /// The admin port.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The transport between nodes.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
 }
 
-/// What `node.json` says.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NodeFormat {
-    version: u32,
-    cluster_id: String,
-    node_id: i32,
-    /// The cluster's marker was made in the store; since version 2.
-    #[serde(default)]
-    store_marked: bool,
+/// Why a running node must end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The cluster goes on elsewhere, or this node's state contradicts another's: a person has to look.
+    ForGood(String),
+    /// This life is over: start the node again. Its session was fenced, or it has missed too much of the metadata.
+    StartAgain(String),
 }
-
-/// 1: the first. 2: `store_marked`.
-const NODE_FORMAT_VERSION: u32 = 2;
 
 /// A running node.
 pub struct Node {
     broker: Arc<RunningBroker>,
     quorum: Quorum,
     wal: LocalReplica,
+    /// `None`: it is alone.
+    member: Option<Member>,
     uploader: Arc<OnceLock<Uploader>>,
     deleter: Deleter,
     archiver: Archiver,
@@ -230,16 +232,26 @@ impl Node {
         let known = read_format(host, &options)?;
         let mut registry = Registry::default();
 
-        let quorum = start_quorum(host, &options, known.is_none()).await?;
-        raise_level(&quorum).await?;
+        let rpc = match options.cluster.is_member() {
+            true => Some(member::start_rpc(host, &options, &mut registry).await?),
+            false => None,
+        };
+        let quorum = start_quorum(host, &options, known.is_none(), rpc.as_ref()).await?;
+        match &rpc {
+            Some(_) => member::wait_for_quorum(&quorum).await?,
+            None => raise_level(&quorum).await?,
+        }
         quorum.metrics().register(&mut registry);
         let (image, effects) = quorum.subscribe();
         let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
         let store_metrics = StoreMetrics::default();
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
+        if rpc.is_some() && known.is_none() {
+            member::wait_for_marker(&quorum, &bucket).await;
+        }
         let verifying = verify_bucket(host, &options, &bucket, &quorum, known.as_ref()).await?;
-        let guard = claim(host, &quorum, &bucket, verifying.is_none()).await?;
+        let guard = claim(host, &options, &quorum, &bucket, verifying.is_none()).await?;
         let archive = StoreArchive { host: host.clone(), bucket: bucket.clone(), guard: Some(guard.clone()) };
         let archiver = quorum.archive(Arc::new(archive), options.archive.clone());
         let memory = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
@@ -255,15 +267,31 @@ impl Node {
         let metrics = Arc::new(Metrics::default());
         metrics.register(&mut registry);
         let live = Arc::new(LiveImage::new(image, Arc::clone(&metrics)));
+        let (member, writing) = match rpc {
+            Some(rpc) => {
+                let parts = MemberParts {
+                    rpc,
+                    quorum: quorum.clone(),
+                    local: wal.clone(),
+                    effects: quorum.resume(live.index()).ok_or_else(missed)?,
+                    image: Arc::clone(&live),
+                };
+                let (member, writing) = Member::start(host, &options, parts, &mut registry);
+                (Some(member), writing)
+            }
+            None => {
+                let ensembles = Arc::new(Alone(wal.directory()));
+                (None, Writing { wal: Arc::new(wal.clone()), ensembles })
+            }
+        };
         let uploader: Arc<OnceLock<Uploader>> = Arc::default();
         let nudged = Arc::clone(&uploader);
         let parts = Parts {
             quorum: quorum.clone(),
-            effects,
             image: Arc::clone(&live),
-            wal: Arc::new(wal.clone()),
+            wal: Arc::clone(&writing.wal),
             directory: wal.directory(),
-            ensembles: Arc::new(Alone(wal.directory())),
+            ensembles: writing.ensembles,
             objects,
             home_store: STORE,
             metrics,
@@ -272,23 +300,33 @@ impl Node {
                     uploader.nudge(bytes);
                 }
             }),
+            on_registered: member
+                .as_ref()
+                .map_or_else(|| Box::new(|_| ()) as _, |member| member.keeper(host)),
         };
-        let broker = Arc::new(RunningBroker::start(host, options.broker.clone(), parts).await?);
+        let broker = RunningBroker::start(host, options.broker.clone(), parts, effects).await?;
+        let broker = Arc::new(broker);
         let proposer: Arc<dyn Proposer> = Arc::new(broker.proposer());
         let _ =
-            uploader.set(start_uploader(host, &options, wal.clone(), bucket.clone(), Arc::clone(&proposer)));
+            uploader.set(start_uploader(host, &options, writing.wal, bucket.clone(), Arc::clone(&proposer)));
         let retention_interval = Duration::from_millis(options.broker.log_retention_check_interval_ms);
         let jobs =
             Jobs::start(host, STORE, &bucket, &proposer, index.clone(), retention_interval, &options.jobs);
         let deleter =
             Deleter::start(host, bucket.clone(), Some(guard), Arc::clone(&proposer), options.deleter.clone());
         let fsck = FsckParts { host: host.clone(), bucket, proposer, index };
-        let operations = Arc::new(NodeOperations { host: host.clone(), fsck: fsck.clone(), store: STORE });
+        let operations = Arc::new(NodeOperations {
+            host: host.clone(),
+            fsck: fsck.clone(),
+            store: STORE,
+            quorum: quorum.clone(),
+        });
         let admin = start_admin(host, &options, registry, &broker, &archiver, operations).await?;
         Ok(Self {
             broker,
             quorum,
             wal,
+            member,
             uploader,
             deleter,
             archiver,
@@ -317,17 +355,24 @@ impl Node {
         health(&self.broker, &self.archiver.lost())
     }
 
-    /// Returns when this node must end because the cluster goes on elsewhere; says why, and what to do.
-    pub async fn lost(&self) -> String {
+    /// Returns when this node must end; says why, and what to do.
+    pub async fn lost(&self) -> Ending {
         let mut lost = self.archiver.lost();
-        loop {
-            if let Some(why) = lost.borrow_and_update().clone() {
-                return why;
+        let mut diverged = self.quorum.diverged();
+        let mut broker_over = self.broker.over();
+        let mut member_over = self.member.as_ref().map(Member::over);
+        let member = async {
+            match &mut member_over {
+                Some(over) => told(over).await,
+                None => std::future::pending().await,
             }
-            if lost.changed().await.is_err() {
-                // The archiver ends without a word only when the node stops.
-                std::future::pending::<()>().await;
-            }
+        };
+        tokio::select! {
+            biased;
+            why = told(&mut lost) => Ending::ForGood(why),
+            why = told(&mut diverged) => Ending::ForGood(why),
+            why = told(&mut broker_over) => Ending::StartAgain(why),
+            why = member => Ending::StartAgain(why),
         }
     }
 
@@ -362,11 +407,30 @@ impl Node {
 
     /// Drains and stops: clients are answered, the WAL is uploaded, the metadata log gets its snapshot.
     pub async fn stop(self) -> Result<(), NodeError> {
+        if self.member.is_some() {
+            self.broker.leave().await;
+        }
         self.broker.drain().await;
         if !self.flush(UPLOAD_PATIENCE).await {
             tracing::warn!(
                 "stopping with bytes in the WAL that are not uploaded yet; the next start finds them there"
             );
+        }
+        if self.member.is_some() {
+            self.broker.deregister().await;
+        }
+        self.end(true).await
+    }
+
+    /// Ends a life that is over: nothing is waited for.
+    pub async fn abandon(self) -> Result<(), NodeError> {
+        self.broker.cut();
+        self.end(false).await
+    }
+
+    async fn end(self, patient: bool) -> Result<(), NodeError> {
+        if let Some(member) = &self.member {
+            member.stop_beating();
         }
         if let Some(admin) = &self.admin {
             admin.stop();
@@ -376,7 +440,7 @@ impl Node {
         }
         self.jobs.stop().await;
         self.deleter.stop().await;
-        if tokio::time::timeout(ARCHIVE_PATIENCE, self.archiver.flush()).await.is_err() {
+        if patient && tokio::time::timeout(ARCHIVE_PATIENCE, self.archiver.flush()).await.is_err() {
             tracing::warn!(
                 "stopping with entries of the metadata log that are not archived; the next start does it"
             );
@@ -387,40 +451,48 @@ impl Node {
             cache.close().await;
         }
         self.wal.close().await;
-        self.quorum.shutdown().await?;
-        Ok(())
+        let stopped = self.quorum.shutdown().await;
+        if let Some(member) = self.member {
+            member.stop().await;
+        }
+        Ok(stopped?)
     }
 }
 
-fn health(broker: &RunningBroker, lost: &isobar_host::watch::Receiver<Option<String>>) -> Result<(), String> {
-    match &*lost.borrow() {
-        Some(why) => Err(why.clone()),
-        None => broker.health(),
+/// Waits for a word. Who ends without one says nothing.
+async fn told(word: &mut isobar_host::watch::Receiver<Option<String>>) -> String {
+    loop {
+        if let Some(why) = word.borrow_and_update().clone() {
+            return why;
+        }
+        if word.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
-fn refuse_half_recovered(host: &Host, data: &Path) -> Result<(), NodeError> {
-    let names = host.disk().list(data).map_err(|source| NodeError::Data { path: data.to_owned(), source })?;
-    if names.iter().any(|name| name == RECOVERING) {
-        return Err(NodeError::Refused(format!(
-            "data directory {} was being made by `isobar recover`, which did not finish: run that again",
-            data.display()
-        )));
-    }
-    Ok(())
+/// The image of a moment ago is too old to go on from: not in practice, as the ring holds megabytes.
+fn missed() -> NodeError {
+    NodeError::Refused("the metadata moves too fast for this node to start".to_owned())
 }
 
 /// The guard of this node's incarnation. An answer that another has it ends the start; no answer in time does not: a store
 /// that is down stops nobody, and one that has just been silent is not asked again.
 async fn claim(
     host: &Host,
+    options: &NodeOptions,
     quorum: &Quorum,
     bucket: &Bucket,
     store_answers: bool,
 ) -> Result<ClaimGuard, NodeError> {
     let (image, _) = quorum.subscribe();
     let cluster_id = &quorum.cluster().cluster_id;
-    let guard = ClaimGuard::new(bucket.clone(), cluster_id, image.incarnation(), quorum.incarnation());
+    // The first incarnation of a cluster is that of all who were formatted under its id.
+    let owner = match options.cluster.is_member() && image.incarnation() == 0 {
+        true => std::array::from_fn(|i| cluster_id.as_bytes().get(i).copied().unwrap_or(0)),
+        false => quorum.incarnation(),
+    };
+    let guard = ClaimGuard::new(bucket.clone(), cluster_id, image.incarnation(), owner);
     if !store_answers {
         return Ok(guard);
     }
@@ -437,64 +509,12 @@ async fn claim(
     Ok(guard)
 }
 
-fn format_path(options: &NodeOptions) -> PathBuf {
-    options.data.join("node.json")
-}
-
-fn read_format(host: &Host, options: &NodeOptions) -> Result<Option<NodeFormat>, NodeError> {
-    let path = format_path(options);
-    let bytes = match host.read_file(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(NodeError::Data { path, source }),
-    };
-    let wrong = |what: String| NodeError::Format { path: path.clone(), what };
-    let format: NodeFormat = serde_json::from_slice(&bytes)
-        .map_err(|error| wrong(format!("not a node's format file: {error}")))?;
-    if format.version > NODE_FORMAT_VERSION {
-        return Err(wrong(format!(
-            "format version {} was written by a newer isobar; this one reads {NODE_FORMAT_VERSION}",
-            format.version
-        )));
-    }
-    if format.node_id != options.broker.node_id {
-        return Err(wrong(format!("belongs to node {}, not {}", format.node_id, options.broker.node_id)));
-    }
-    Ok(Some(format))
-}
-
-pub(crate) fn write_format(
+async fn start_quorum(
     host: &Host,
-    data: &Path,
-    node_id: i32,
-    cluster_id: &str,
-    store_marked: bool,
-) -> Result<(), NodeError> {
-    let path = data.join("node.json");
-    let format =
-        NodeFormat { version: NODE_FORMAT_VERSION, cluster_id: cluster_id.to_owned(), node_id, store_marked };
-    let mut text = serde_json::to_vec_pretty(&format)
-        .map_err(|error| NodeError::Format { path: path.clone(), what: error.to_string() })?;
-    text.push(b'\n');
-    host.disk().write_durable(&path, &text).map_err(|source| NodeError::Data { path, source })
-}
-
-/// Kafka's form of a cluster id: 16 random bytes in 22 characters of base64url.
-fn new_cluster_id(host: &Host) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut bits = u128::from_be_bytes(*Uuid::from_bytes(host.random_uuid()).as_bytes());
-    let mut text = [0_u8; 22];
-    // 128 bits are 21 digits of 6 bits and one of 2, which base64 pads with zeroes on the right.
-    text[21] = ALPHABET[((bits & 0b11) << 4) as usize];
-    bits >>= 2;
-    for digit in text[..21].iter_mut().rev() {
-        *digit = ALPHABET[(bits & 0b11_1111) as usize];
-        bits >>= 6;
-    }
-    String::from_utf8_lossy(&text).into_owned()
-}
-
-async fn start_quorum(host: &Host, options: &NodeOptions, fresh: bool) -> Result<Quorum, NodeError> {
+    options: &NodeOptions,
+    fresh: bool,
+    rpc: Option<&Rpc>,
+) -> Result<Quorum, NodeError> {
     let node_id = u64::try_from(options.broker.node_id).unwrap_or(1);
     let mut quorum = QuorumOptions::new(options.data.join("metadata"), node_id);
     quorum.snapshot_after_bytes = options.snapshot_after_bytes;
@@ -502,8 +522,17 @@ async fn start_quorum(host: &Host, options: &NodeOptions, fresh: bool) -> Result
     if let Some(segment_bytes) = options.segment_bytes {
         quorum.segment_bytes = segment_bytes;
     }
+    let cluster = &options.cluster;
+    if let Some(rpc) = rpc {
+        quorum.address = cluster.address_of(node_id).unwrap_or_default().to_owned();
+        quorum.network = Some(RaftNetwork::new(rpc.clone()));
+        quorum.initial_voters.clone_from(&cluster.voters);
+    }
     if fresh {
-        quorum.format = Some(ClusterFormat::dev(new_cluster_id(host), STORE_NAME.to_owned()));
+        let id = if rpc.is_some() { cluster.id.clone() } else { new_cluster_id(host) };
+        // Two replicas acknowledge where there are more nodes than one.
+        let write_quorum = if cluster.voters.len() > 1 { 2 } else { 1 };
+        quorum.format = Some(ClusterFormat { write_quorum, ..ClusterFormat::dev(id, STORE_NAME.to_owned()) });
     }
     Ok(Quorum::start(host, quorum).await?)
 }
@@ -614,12 +643,12 @@ async fn verify_bucket(
 fn start_uploader(
     host: &Host,
     options: &NodeOptions,
-    wal: LocalReplica,
+    wal: Arc<dyn Wal>,
     bucket: Bucket,
     proposer: Arc<dyn Proposer>,
 ) -> Uploader {
     let bucket = bucket.with_class(Class::Upload);
-    let parts = UploaderParts { host: host.clone(), wal: Arc::new(wal), bucket, proposer };
+    let parts = UploaderParts { host: host.clone(), wal, bucket, proposer };
     let settings = UploaderOptions {
         store: STORE,
         interval: options.upload_interval,
@@ -628,72 +657,4 @@ fn start_uploader(
         ..UploaderOptions::default()
     };
     Uploader::start(parts, settings)
-}
-
-async fn start_admin(
-    host: &Host,
-    options: &NodeOptions,
-    mut registry: Registry,
-    broker: &Arc<RunningBroker>,
-    archiver: &Archiver,
-    operations: Arc<NodeOperations>,
-) -> Result<Option<Admin>, NodeError> {
-    let Some(addr) = &options.admin else { return Ok(None) };
-    registry.register_collector(Box::new(ProcessUsage { host: host.clone() }));
-    let health = Arc::new(NodeHealth { broker: Arc::clone(broker), lost: archiver.lost() });
-    Ok(Some(Admin::start(host, addr, Arc::new(registry), health, operations).await?))
-}
-
-struct NodeHealth {
-    broker: Arc<RunningBroker>,
-    lost: isobar_host::watch::Receiver<Option<String>>,
-}
-
-impl Health for NodeHealth {
-    fn alive(&self) -> Result<(), String> {
-        health(&self.broker, &self.lost)
-    }
-
-    fn ready(&self) -> Result<(), String> {
-        health(&self.broker, &self.lost)
-    }
-
-    fn refresh(&self) {
-        self.broker.refresh_metrics();
-    }
-}
-
-/// Memory and CPU time of the process, under the names that Prometheus' own clients use.
-struct ProcessUsage {
-    host: Host,
-}
-
-impl std::fmt::Debug for ProcessUsage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ProcessUsage")
-    }
-}
-
-impl prometheus_client::collector::Collector for ProcessUsage {
-    fn encode(
-        &self,
-        mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>,
-    ) -> Result<(), std::fmt::Error> {
-        use prometheus_client::encoding::EncodeMetric;
-        let (resident_bytes, cpu_seconds) = self.host.process_usage();
-        let resident = ConstGauge::new(i64::try_from(resident_bytes).unwrap_or(i64::MAX));
-        resident.encode(encoder.encode_descriptor(
-            "process_resident_memory",
-            "Resident memory size",
-            Some(&Unit::Bytes),
-            resident.metric_type(),
-        )?)?;
-        let cpu = ConstCounter::new(cpu_seconds);
-        cpu.encode(encoder.encode_descriptor(
-            "process_cpu",
-            "Total user and system CPU time spent",
-            Some(&Unit::Seconds),
-            cpu.metric_type(),
-        )?)
-    }
 }

@@ -1,4 +1,4 @@
-//! What an operator asks of a running node over its admin port: `fsck`, and deleted topics.
+//! What an operator asks of a running node over its admin port: `fsck`, deleted topics, and how the cluster is.
 
 use std::sync::Arc;
 
@@ -11,16 +11,20 @@ use isobar_metadata::result::TopicResult;
 use isobar_metadata::{Command, CommandResult, DeletedTopic, TopicId};
 use isobar_protocol::Uuid;
 use isobar_protocol::error::ErrorCode;
+use isobar_raft::Quorum;
 use isobar_store::fsck::{Finding, FsckOptions, FsckParts, Line, Summary, fsck};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+
+use crate::standing::standing;
 
 /// Implements [`Operations`] for a node.
 pub(crate) struct NodeOperations {
     pub(crate) host: Host,
     pub(crate) fsck: FsckParts,
     pub(crate) store: isobar_metadata::StoreId,
+    pub(crate) quorum: Quorum,
 }
 
 /// `POST /v1/fsck`.
@@ -53,6 +57,7 @@ impl Operations for NodeOperations {
                 Ok(asked) => return Some(Reply::Lines(self.start_fsck(&asked))),
                 Err(refusal) => Err(refusal),
             },
+            (false, "cluster") => Ok(self.cluster()),
             (false, "topics/deleted") => self.deleted().await,
             (true, "topics/undelete") => self.undelete(&call.body).await,
             (true, "topics/purge") => self.purge(&call.body).await,
@@ -72,6 +77,12 @@ fn parse<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, Refusal> {
 }
 
 impl NodeOperations {
+    /// As of now and as this node knows it: what is wrong may be that no barrier can be had.
+    fn cluster(&self) -> Value {
+        let (quorum, image) = (&self.quorum, self.fsck.proposer.image());
+        standing(quorum.node_id(), &quorum.membership(), &quorum.leader().borrow(), &image)
+    }
+
     fn start_fsck(&self, asked: &FsckCall) -> mpsc::Receiver<Bytes> {
         let (lines, reader) = mpsc::channel(LINE_QUEUE);
         let parts = self.fsck.clone();

@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 
 use crate::Failure;
 use crate::cli::{ConsumeArgs, ProduceArgs};
-use crate::dev::Stop;
 use crate::output::{Output, connect};
+use crate::serve::Stop;
 use crate::topic::ends;
 
 /// Lines read ahead of what is sent.

@@ -29,7 +29,8 @@ use isobar_store::{Bucket, StoreError, StoreMetrics, claim, claimed, read_claim}
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
 
 use crate::archive::StoreArchive;
-use crate::node::{self, RECOVERING, Store};
+use crate::directory::{RECOVERING, write_format};
+use crate::node::{self, Store};
 
 /// What to recover, and where to.
 #[derive(Clone)]
@@ -279,7 +280,7 @@ async fn write_node(
     host.crash_point(FOUNDED);
     let wal = LocalReplica::open(host, &options.data.join("wal"), replica, WalMetrics::default()).await?;
     wal.close().await;
-    node::write_format(host, &options.data, found.node_id, &found.cluster_id, true)?;
+    write_format(host, &options.data, found.node_id, &found.cluster_id, true)?;
     Ok(())
 }
 

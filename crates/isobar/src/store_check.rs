@@ -150,7 +150,7 @@ async fn check(report: &mut Report, text: &str, races: usize, quick: bool) -> Re
     tell_source(report, &url, source.as_ref())?;
     let host = Host::real();
     let options = BucketOptions { put_total: Duration::from_secs(30), ..BucketOptions::default() };
-    let bucket = match Bucket::attach(&host, "check", text, options, StoreMetrics::default()).await {
+    let bucket = match Bucket::open(&host, "check", text, options, StoreMetrics::default()).await {
         Ok(bucket) => bucket,
         Err(error) => return report.step(Outcome::Fail, "open it", &error.to_string()),
     };

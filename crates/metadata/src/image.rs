@@ -8,17 +8,19 @@
 //! a reader keeps one version for as long as it likes (invariant 11).
 
 mod apply;
+mod since;
 mod view;
 
 pub use apply::Changes;
 pub(crate) use apply::Dropped;
+pub use since::Difference;
 pub use view::{Extents, Found, PartitionView, Pointers};
 
 use crate::config_table::TopicSettings;
 use crate::effect::ClusterChanged;
 use crate::ids::{
     DirectoryId, ObjectId, PartitionKey, PlacementId, SessionId, StoreId, StreamId, TopicId,
-    base_leader_epoch, leader_epoch, shard_of,
+    base_leader_epoch, leader_epoch, mix64, shard_of,
 };
 use crate::record::{
     ClusterFormat, DirectoryRecord, GroupRecord, ObjectRecord, OffsetRecord, PlacementRecord, SessionRecord,
@@ -303,6 +305,21 @@ impl Image {
         let leaders = &self.shard(key).leaders.leaders;
         let found = leaders.iter().find(|leader| leader.zone == zone);
         found.or_else(|| leaders.iter().find(|leader| leader.zone.is_empty()))
+    }
+    /// Who uploads a shard to a store, by hint: its leader in the zone that the shard's hash picks, among the live brokers whose
+    /// home store it is. `None`: there is no such broker, so anybody may.
+    pub fn uploader(&self, shard: u32, store: StoreId) -> Option<SessionId> {
+        let leaders = &self.shard_leaders(shard)?.leaders;
+        let at_home = |leader: &&ZoneLeader| {
+            self.session(leader.session).is_some_and(|session| session.home_store == store)
+        };
+        let zones: Vec<&ZoneLeader> =
+            leaders.iter().filter(|leader| !leader.zone.is_empty()).filter(at_home).collect();
+        if zones.is_empty() {
+            return leaders.iter().find(at_home).map(|leader| leader.session);
+        }
+        let place = mix64(u64::from(shard)) % zones.len() as u64;
+        zones.get(place as usize).map(|leader| leader.session)
     }
     /// One live broker per zone that has any: what is shown as replicas and ISR, the first being that of `zone`.
     pub fn replicas(&self, key: PartitionKey, zone: &str) -> Vec<i32> {

@@ -31,7 +31,8 @@ pub use ids::{
     TopicId, lane_of,
 };
 pub use image::{
-    Changes, DeletedTopic, Extents, Found, Group, Image, Object, PartitionView, Pointers, Stream, Topic,
+    Changes, DeletedTopic, Difference, Extents, Found, Group, Image, Object, PartitionView, Pointers, Stream,
+    Topic,
 };
 pub use record::{ClusterFormat, Extent, IndexPointer, Location};
 pub use result::CommandResult;

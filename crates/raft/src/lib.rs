@@ -1,7 +1,7 @@
 //! The metadata quorum: openraft on the journal.
 //!
 //! Owns: one member of one Raft group; its log (a [journal](isobar_journal)), its snapshots, the running metadata state
-//! machine, and the effects that come out of it; the services RAFT and METADATA of the node's [transport](isobar_rpc).
+//! machine, and the effects that come out of it; the services RAFT, METADATA and LIVENESS of the node's [transport](isobar_rpc).
 //!
 //! Promises
 //! 1. A command that was answered with a result is committed, synced on a quorum, and applied here; whoever reads after
@@ -11,7 +11,7 @@
 //! 4. Nothing that was promised to the group (a vote, a flushed entry) is forgotten by a crash, and a directory that has
 //!    forgotten is refused.
 //!
-//! May not know: Kafka, sockets of clients, what a command means.
+//! May not know: Kafka, sockets of clients, what a command means (but those that end a session that is not heard of).
 //!
 //! How a command walks: [`Quorum::propose_with`] queues it (`propose`); one task on the raft thread groups what waits
 //! into an entry and hands it to openraft; openraft appends it (`log_store`), the journal's thread writes and syncs it,
@@ -30,9 +30,11 @@ mod error;
 mod format;
 mod formation;
 mod found;
+mod heartbeat;
 mod inspect;
 mod keeper;
 mod leader;
+mod liveness;
 mod log;
 mod log_store;
 mod machine;
@@ -55,8 +57,10 @@ pub use effects::{EffectStream, Lagged};
 pub use error::{ProposeError, RaftError};
 pub use format::FormatRecord;
 pub use found::found;
+pub use heartbeat::Heartbeats;
 pub use inspect::{Inspected, inspect};
 pub use leader::Leader;
+pub use liveness::Limits as LivenessLimits;
 pub use members::{MemberInfo, MembershipError};
 pub use metrics::RaftMetrics;
 pub use options::QuorumOptions;

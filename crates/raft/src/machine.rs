@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -46,6 +47,8 @@ pub(crate) struct Machine {
     pub(crate) ring: Arc<Ring>,
     /// Index of the last entry applied; what an image reaches.
     applied: watch::Sender<u64>,
+    /// Highest index that a leader named beside results for this member's commands.
+    heard: AtomicU64,
     pub(crate) snapshots: Snapshots,
     /// Told when enough log has passed since the last snapshot.
     pub(crate) snapshot_due: Notify,
@@ -104,6 +107,7 @@ impl Machine {
             state: Mutex::new(state),
             ring,
             applied,
+            heard: AtomicU64::new(0),
             snapshots,
             snapshot_due: Notify::new(),
             snapshot_after_bytes,
@@ -133,6 +137,16 @@ impl Machine {
 
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
+    }
+
+    /// A leader has answered commands of this member, applied up to this index.
+    pub(crate) fn heard_of(&self, index: u64) {
+        self.heard.fetch_max(index, Ordering::AcqRel);
+    }
+
+    /// Every command of this member that has its result was applied up to this index; maybe not here yet.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.heard.load(Ordering::Acquire).max(*self.applied.borrow())
     }
 
     /// Index of the last entry applied, and the state's rolling hash there.

@@ -322,6 +322,20 @@ impl Quorum {
         self.shared.queue.push(command, Box::new(done));
     }
 
+    /// As [`Quorum::propose`], but refused unless this member leads: for what only a leader may decide.
+    pub(crate) async fn propose_as_leader(&self, command: Envelope) -> Result<CommandResult, ProposeError> {
+        let (done, answer) = oneshot::channel();
+        // Nobody waits for it any longer: so be it.
+        let tell = Box::new(move |result| drop(done.send(result)));
+        self.shared.queue.push_forwarded(command, tell);
+        answer.await.unwrap_or(Err(ProposeError::Stopping))
+    }
+
+    /// Its node id.
+    pub fn node_id(&self) -> u64 {
+        self.shared.options.node_id
+    }
+
     /// Waits until everything that was acknowledged to anyone before this call is applied here (ReadIndex). Returns the
     /// index that an image must have reached to show all of it.
     pub async fn barrier(&self) -> Result<u64, ProposeError> {
@@ -341,6 +355,12 @@ impl Quorum {
     /// The index of the last entry applied here. Its effects are in every stream by then.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.shared.machine.applied()
+    }
+
+    /// An image at this index shows what every command proposed here and answered by now has done. No lower than
+    /// [`Quorum::applied`]; a member that does not lead may have to wait for it.
+    pub fn acknowledged(&self) -> u64 {
+        self.shared.machine.acknowledged()
     }
 
     /// The index of the last entry applied, and the state's rolling hash there, for comparing members.

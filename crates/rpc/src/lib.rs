@@ -91,10 +91,12 @@ pub struct ServiceId(pub u8);
 impl ServiceId {
     /// Raft's messages (`crates/raft`).
     pub const RAFT: Self = Self(1);
-    /// Proposals, barriers, effects, heartbeats.
+    /// Proposals and barriers.
     pub const METADATA: Self = Self(2);
     /// WAL replicas (`crates/wal`).
     pub const WAL: Self = Self(3);
+    /// Heartbeats of brokers (`crates/raft`).
+    pub const LIVENESS: Self = Self(4);
 }
 
 /// What is asked of which service.

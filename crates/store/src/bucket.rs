@@ -152,23 +152,6 @@ impl Bucket {
         Ok(Self::with_backend(host, name, &url.prefix, (backend, Some(cloud.wire)), options, metrics))
     }
 
-    /// As [`Self::open`], beside a process that may be using it: what that one has under way in a directory stays.
-    pub async fn attach(
-        host: &Host,
-        name: &str,
-        url: &str,
-        options: BucketOptions,
-        metrics: StoreMetrics,
-    ) -> Result<Self, StoreError> {
-        let parsed = StoreUrl::parse(url)?;
-        if parsed.kind != StoreKind::Directory {
-            return Self::open(host, name, url, options, metrics).await;
-        }
-        let root = PathBuf::from(&parsed.base);
-        let directory = Directory::attach(host, &root).await.map_err(|error| cannot_open(&root, &error))?;
-        Ok(Self::with_backend(host, name, "", (Backend::Directory(directory), None), options, metrics))
-    }
-
     /// Opens a directory as a store; made if it is not there.
     pub async fn open_dir(
         host: &Host,

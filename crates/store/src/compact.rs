@@ -16,6 +16,8 @@
 //! Crash, at any step: before the commit the object is garbage that its deadline expires. Between two parts of the commit: what was
 //! applied counts, the rest becomes dead bytes of the new object at its deadline, and the extents it was made from are as they were.
 //!
+//! Stop: a merge ends at once and removes the parts it has written; what is past its last byte may end, within a bound.
+//!
 //! Accepted leak: what [`crate::PutStream`] says of parts.
 
 pub(crate) mod merge;
@@ -25,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_host::{Host, Task};
+use isobar_host::{Host, Task, watch};
 use isobar_metadata::command::{CompactObjects, CompactedRun, GrantObjects};
 use isobar_metadata::ids::{ObjectId, StoreId};
 use isobar_metadata::record::ObjectState;
@@ -33,9 +35,9 @@ use isobar_metadata::{Command, CommandResult, Image};
 use tokio::time::Instant;
 
 use crate::Bucket;
-use crate::cluster::{JOBS_FEATURE_LEVEL, Proposer};
+use crate::cluster::{JOBS_FEATURE_LEVEL, Proposer, keeps_cluster};
 use crate::metrics::JobLabels;
-use merge::{Merging, Pace, merge};
+use merge::{Merging, Pace, merge, stopped};
 use plan::{Inventory, Job, Limits};
 
 /// Pause after a job that failed.
@@ -44,6 +46,10 @@ const FAILED_PAUSE: Duration = Duration::from_secs(10);
 const BAD_PAUSE: Duration = Duration::from_secs(3600);
 /// How long the image may take to show a commit.
 const SHOWN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a stop waits for what is under way: the removal of the parts of a large object, or the last step of a commit. Each is a
+/// request or two, which a store or quorum that answers at all answers well within this; and a supervisor that kills a node half
+/// a minute after it asked must leave time for the rest of its stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// Bounds of one command's runs, well below what a Raft entry holds.
 const PART_RUNS: usize = 2_000;
 /// Replaced extents of one command; a single run has fewer.
@@ -82,6 +88,7 @@ impl Default for CompactorOptions {
 /// The running compactor.
 pub struct Compactor {
     task: Task,
+    stop: watch::Sender<bool>,
 }
 
 impl Compactor {
@@ -93,14 +100,18 @@ impl Compactor {
         options: CompactorOptions,
     ) -> Self {
         let pace = Pace::new(options.bytes_per_s);
+        let inventory = Inventory::new(options.store, options.limits);
+        let bad = BTreeMap::new();
+        let (stop, stopping) = watch::channel(false);
         let work =
-            Work { host: host.clone(), bucket, proposer, options, pace, bad: BTreeMap::new(), seen: None };
-        Self { task: host.spawn("compactor", work.run()) }
+            Work { host: host.clone(), bucket, proposer, options, pace, bad, inventory, stop: stopping };
+        Self { task: host.spawn("compactor", work.run()), stop }
     }
 
-    /// Stops at the next await; what is under way is given up, as in a crash.
+    /// Gives up what is under way and removes what was written of it. What that takes longer than [`STOP_PATIENCE`] is left as
+    /// by a crash.
     pub async fn stop(self) {
-        self.task.abort();
+        self.stop.send_replace(true);
         self.task.join().await;
     }
 }
@@ -113,8 +124,10 @@ struct Work {
     pace: Pace,
     /// Places that could not be read, and until when they are left alone.
     bad: BTreeMap<(ObjectId, u64), Instant>,
-    /// What the objects were when there was nothing to do.
-    seen: Option<(u64, u64)>,
+    /// What there is to be merged, kept from round to round.
+    inventory: Inventory,
+    /// Whether to stop.
+    stop: watch::Receiver<bool>,
 }
 
 enum Ended {
@@ -126,41 +139,44 @@ enum Ended {
 
 impl Work {
     async fn run(mut self) {
-        loop {
+        let stop = self.stop.clone();
+        let out_of_patience = async {
+            stopped(&stop).await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        };
+        tokio::select! {
+            biased;
+            () = self.rounds() => {}
+            () = out_of_patience => {
+                tracing::warn!("compaction did not end in time; parts of an object may be left in the store");
+            }
+        }
+    }
+
+    async fn rounds(&mut self) {
+        while !*self.stop.borrow() {
             let pause = match self.round().await {
                 Ended::Done => Duration::ZERO,
                 Ended::Nothing => self.options.interval,
                 Ended::Failed => FAILED_PAUSE.max(self.options.interval),
             };
-            tokio::time::sleep(pause).await;
+            _ = tokio::time::timeout(pause, stopped(&self.stop)).await;
         }
     }
 
     async fn round(&mut self) -> Ended {
         let image = self.proposer.image();
-        if image.feature_level() < JOBS_FEATURE_LEVEL {
+        if image.feature_level() < JOBS_FEATURE_LEVEL || !keeps_cluster(&image, self.proposer.session()) {
             return Ended::Nothing;
         }
         let now = Instant::now();
         self.bad.retain(|_, until| *until > now);
-        let objects = fingerprint(&image);
-        if self.seen == Some(objects) {
-            return Ended::Nothing;
-        }
         let skip: BTreeSet<(ObjectId, u64)> = self.bad.keys().copied().collect();
-        let mut inventory = Inventory::new(self.options.store, self.options.limits);
-        inventory.add_objects(&image);
-        for shard in 0..image.shards() {
-            inventory.add_shard(&image, shard, &skip);
+        self.inventory.begin(&image, &skip);
+        while self.inventory.advance() {
             tokio::task::yield_now().await;
         }
-        let Some(job) = inventory.plan() else {
-            // What is left out for a while comes back without any change.
-            self.seen = skip.is_empty().then_some(objects);
-            return Ended::Nothing;
-        };
-        drop(inventory);
-        self.seen = None;
+        let Some(job) = self.inventory.plan() else { return Ended::Nothing };
         self.host.crash_point("compact.planned");
         match self.work_on(&image, &job).await {
             Some(object) => {
@@ -177,8 +193,14 @@ impl Work {
         let object = self.granted(job).await?;
         self.host.crash_point("compact.granted");
         let mut bad = Vec::new();
-        let mut merging =
-            Merging { bucket: &self.bucket, image, pace: &mut self.pace, object, now_ms: self.host.now_ms() };
+        let mut merging = Merging {
+            bucket: &self.bucket,
+            image,
+            pace: &mut self.pace,
+            object,
+            now_ms: self.host.now_ms(),
+            stop: &self.stop,
+        };
         let merged = merge(&mut merging, job, &mut bad).await;
         for extent in bad {
             let place = (extent.location.object, extent.location.position);
@@ -266,7 +288,7 @@ impl Work {
     /// Waits until the image shows the commit, lest the same plan be made again.
     async fn shown(&self, object: ObjectId) {
         let until = Instant::now() + SHOWN_PATIENCE;
-        while Instant::now() < until {
+        while Instant::now() < until && !*self.stop.borrow() {
             let image = self.proposer.image();
             let is_open = image
                 .object(object)
@@ -277,15 +299,6 @@ impl Work {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-}
-
-/// Changes whenever what the planner looks at does; cheap to make. (Retention of a part of an object shows in its live bytes.)
-fn fingerprint(image: &Image) -> (u64, u64) {
-    image.objects().fold((0, 0), |(objects, live), object| {
-        let is_committed = object.state == ObjectState::Committed as i32;
-        let object_sum = if is_committed { object.object.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) } else { 0 };
-        (objects ^ object_sum, live + object.live_bytes)
-    })
 }
 
 fn split(runs: Vec<CompactedRun>, part_runs: usize) -> Vec<Vec<CompactedRun>> {
@@ -303,3 +316,6 @@ fn split(runs: Vec<CompactedRun>, part_runs: usize) -> Vec<Vec<CompactedRun>> {
     }
     parts
 }
+
+#[cfg(test)]
+mod tests;

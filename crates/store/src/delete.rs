@@ -12,7 +12,7 @@
 //!
 //! Failure and crash: everything here may be done twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use isobar_metadata::ids::ObjectId;
 use isobar_metadata::record::{ObjectRecord, ObjectState};
 use isobar_metadata::{Command, Image};
 
-use crate::cluster::Proposer;
+use crate::cluster::{Proposer, keeps_cluster};
 use crate::format::object_key;
 use crate::{Bucket, ClaimGuard};
 
@@ -66,8 +66,9 @@ impl Deleter {
         proposer: Arc<dyn Proposer>,
         options: DeleterOptions,
     ) -> Self {
+        let (host, repeated_ms, waiting) = (host.clone(), BTreeMap::new(), BTreeSet::new());
         let work =
-            Work { host: host.clone(), bucket, guard, proposer, options, repeated_ms: BTreeMap::new() };
+            Work { host: host.clone(), bucket, guard, proposer, options, repeated_ms, waiting, seen: None };
         Self { task: host.spawn("deleter", work.run()) }
     }
 
@@ -94,6 +95,10 @@ struct Work {
     options: DeleterOptions,
     /// When objects in state *deleted* were deleted by this process, in the state machine's time.
     repeated_ms: BTreeMap<ObjectId, i64>,
+    /// Objects for which a time will come: all but the committed ones of the image last looked at. It is followed, because
+    /// nearly all objects are committed and stay so for as long as they are retained.
+    waiting: BTreeSet<ObjectId>,
+    seen: Option<Image>,
 }
 
 impl Work {
@@ -101,6 +106,10 @@ impl Work {
         loop {
             tokio::time::sleep(self.options.interval).await;
             let image = self.proposer.image();
+            self.follow(&image);
+            if !keeps_cluster(&image, self.proposer.session()) {
+                continue;
+            }
             let due = self.due(&image, self.host.now_ms());
             if due.move_time {
                 let expire = Command::ExpireObjects(ExpireObjects { limit: 0 });
@@ -114,6 +123,18 @@ impl Work {
         }
     }
 
+    fn follow(&mut self, image: &Image) {
+        let earlier = self.seen.take().unwrap_or_else(|| Image::new(image.format().as_ref().clone()));
+        for (was, is) in image.objects_since(&earlier) {
+            if let Some(object) = is.filter(|object| self.due_at_ms(object).is_some()) {
+                self.waiting.insert(object.object);
+            } else if let Some(object) = is.or(was) {
+                self.waiting.remove(&object.object);
+            }
+        }
+        self.seen = Some(image.clone());
+    }
+
     fn due(&self, image: &Image, now_ms: i64) -> Due {
         let mut due = Due::default();
         let time_ms = image.time_ms();
@@ -121,7 +142,7 @@ impl Work {
             due.move_time = now_ms > image.expiry_held_until_ms();
             return due;
         }
-        for record in image.objects() {
+        for record in self.waiting.iter().filter_map(|object| image.object(*object)) {
             let Some(at_ms) = self.due_at_ms(record) else { continue };
             let prepared = record.state == ObjectState::Prepared as i32;
             let unreferenced = record.state == ObjectState::Unreferenced as i32;

@@ -1,6 +1,7 @@
 //! A directory as a store.
 //!
-//! Owns: `<root>/<key>` for every object and `<root>/tmp` for those being written.
+//! Owns: `<root>/<key>` for every object and `<root>/tmp/<n>` for those being written: each process that uses the directory holds
+//! one of these, by a lock.
 //!
 //! Why not object_store's `LocalFileSystem::with_fsync`: it makes directories and syncs their parents only where it made
 //! them, so of two PUTs into a new directory one may return before the other has made the directory's name durable,
@@ -12,7 +13,7 @@
 //! 1. An object's name appears only when all its bytes are synced: written below `tmp`, synced, renamed.
 //! 2. `put` returns `Ok` only when the name is durable too: the directory is synced after the rename, and the
 //!    directory's own name was synced before the first object of this process in it.
-//! 3. Nothing below `tmp` outlives a start: `open` removes it.
+//! 3. What a dead process staged is removed by the `open` that takes its place; what a living one stages is left alone.
 //!
 //! Ordering: reserve the blocks; write, past the page cache in pieces of [`PIECE_BYTES`] but for what does not fill a disk
 //! block at the end; sync; rename; sync the directory. All of it on the blocking pool. Reads go past the page cache too:
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use isobar_host::disk::DirLock;
 use isobar_host::{BufferPool, Disk, DiskFile, Host, Open};
 use parking_lot::Mutex;
 
@@ -42,6 +44,9 @@ pub(crate) use staged::Staged;
 const PIECE_BYTES: usize = 1 << 20;
 /// Buffers kept for reuse: some blocks' reads and writes under way.
 const POOL_BYTES: usize = 4 << 20;
+/// Processes that may use one directory.
+const MAX_STAGING: u32 = 256;
+const STAGED_NAME_LENGTH: usize = 16;
 const ALIGN: u64 = isobar_host::buffer::ALIGN as u64;
 
 /// Whether a failed PUT or DELETE can have had an effect.
@@ -63,36 +68,25 @@ struct Inner {
     staging: PathBuf,
     durable_dirs: Mutex<BTreeSet<PathBuf>>,
     pool: BufferPool,
+    _lock: DirLock,
 }
 
 impl Directory {
     /// Makes the directory if it is not there, and clears what a crash left staged.
     pub(crate) async fn open(host: &Host, root: &Path) -> io::Result<Self> {
-        let directory = Self::attach(host, root).await?;
-        directory
-            .blocking(|inner| {
-                for name in inner.disk.list(&inner.staging)? {
-                    inner.disk.remove(&inner.staging.join(name))?;
-                }
-                Ok(())
-            })
-            .await?;
-        Ok(directory)
-    }
-
-    /// Makes the directory if it is not there. What is staged stays: another process may be at it.
-    pub(crate) async fn attach(host: &Host, root: &Path) -> io::Result<Self> {
-        let inner = Arc::new(Inner {
+        let (disk, all) = (host.disk(), root.join("tmp"));
+        let take = move || take_staging(&*disk, &all);
+        let (staging, lock) = host.run_blocking(take).await.unwrap_or_else(|| Err(gone()))?;
+        let inner = Inner {
             host: host.clone(),
             disk: host.disk(),
             root: root.to_owned(),
-            staging: root.join("tmp"),
+            staging,
             durable_dirs: Mutex::default(),
             pool: BufferPool::new(POOL_BYTES),
-        });
-        let directory = Self { inner };
-        directory.blocking(|inner| inner.disk.create_dir_all(&inner.staging)).await?;
-        Ok(directory)
+            _lock: lock,
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -197,6 +191,33 @@ impl Directory {
     }
 }
 
+/// The first staging directory that nobody holds, cleared.
+fn take_staging(disk: &dyn Disk, all: &Path) -> io::Result<(PathBuf, DirLock)> {
+    for slot in 0..MAX_STAGING {
+        let staging = all.join(slot.to_string());
+        disk.create_dir_all(&staging)?;
+        let lock = match disk.lock(&staging) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => continue,
+            Err(error) => return Err(error),
+        };
+        // An earlier release staged in `tmp` itself.
+        let cleared = if slot == 0 { vec![all, &staging] } else { vec![staging.as_path()] };
+        for dir in cleared {
+            for name in disk.list(dir)?.into_iter().filter(|name| name.len() == STAGED_NAME_LENGTH) {
+                disk.remove(&dir.join(name))?;
+            }
+        }
+        return Ok((staging, lock));
+    }
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{MAX_STAGING} processes use this directory")))
+}
+
+/// The name of a staged file: 16 hexadecimal digits.
+fn staged_name(host: &Host) -> String {
+    format!("{:016x}", host.random_u64())
+}
+
 fn gone() -> io::Error {
     io::Error::other("the blocking pool is going away")
 }
@@ -229,7 +250,7 @@ impl Inner {
 
     /// Writes the bytes below `tmp`, durably.
     fn stage(&self, parts: &[Bytes]) -> Result<PathBuf, WriteFailure> {
-        let staged = self.staging.join(format!("{:016x}", self.host.random_u64()));
+        let staged = self.staging.join(staged_name(&self.host));
         if let Err(error) = self.write_staged(&staged, parts) {
             // What stays behind is removed by the next `open`.
             let _ = self.disk.remove(&staged);

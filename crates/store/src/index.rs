@@ -28,7 +28,7 @@ use isobar_metadata::index_block::{IndexBlock, extents_hash};
 use isobar_metadata::{Command, CommandResult, Extent, IndexPointer};
 use parking_lot::Mutex;
 
-use crate::cluster::{JOBS_FEATURE_LEVEL, Proposer};
+use crate::cluster::{JOBS_FEATURE_LEVEL, Proposer, keeps_cluster};
 use crate::format::{index_object, object_key};
 use crate::metrics::JobLabels;
 use crate::{Bucket, ObjectReader, StoreError};
@@ -183,7 +183,7 @@ impl Work {
     /// Writes one index object if one is due. True: a full one, and there is more.
     async fn round(&self) -> bool {
         let image = self.proposer.image();
-        if image.feature_level() < JOBS_FEATURE_LEVEL {
+        if image.feature_level() < JOBS_FEATURE_LEVEL || !keeps_cluster(&image, self.proposer.session()) {
             return false;
         }
         let planned = plan(&image, self.options.store, &self.options.limits);

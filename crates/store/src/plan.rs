@@ -70,8 +70,11 @@ fn is_stored(view: &PartitionView, store: StoreId, extent: &Extent) -> bool {
     view.locate_in_store(store, extent.base_offset.max(view.log_start)).is_some()
 }
 
+/// Stream and chunk.
+pub type Age = (u64, u64);
+
 /// Age of an extent: streams are granted and chunks numbered in rising order.
-fn age(extent: &Extent) -> (u64, u64) {
+pub fn age(extent: &Extent) -> Age {
     match extent.location() {
         Location::Wal(wal) => (wal.stream.0, wal.chunk),
         // No chunk is released by these; they go along with their neighbours.

@@ -22,7 +22,7 @@ use isobar_host::{Host, Task};
 use isobar_metadata::command::{ExpireTopics, LogStartReason, MoveLogStart, NewLogStart};
 use isobar_metadata::{Command, CommandResult, Extent, Image, PartitionView};
 
-use crate::cluster::{JOBS_FEATURE_LEVEL, Proposer};
+use crate::cluster::{JOBS_FEATURE_LEVEL, Proposer, keeps_cluster};
 use crate::index::IndexReader;
 use crate::metrics::StoreMetrics;
 use plan::{Policy, Step, Walk};
@@ -88,6 +88,9 @@ async fn round(parts: &RetainerParts) {
     let image = parts.proposer.image();
     // A clock that stands still, or is held, is moved by the deleter and the broker of the lowest id.
     if image.feature_level() < JOBS_FEATURE_LEVEL || image.expiry_held_until_ms() > image.time_ms() {
+        return;
+    }
+    if !keeps_cluster(&image, parts.proposer.session()) {
         return;
     }
     expire_topics(parts, &image).await;

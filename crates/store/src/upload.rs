@@ -8,7 +8,9 @@
 //! 2. An object id is used for one upload. One that failed, at whatever step, is given up: its deadline expires it.
 //! 3. What goes into an object has the offsets, leader epoch and timestamps that the image says, whole batches, and as many
 //!    offsets as the extent: else that run is left out and an alarm raised, and other partitions go on.
-//! 4. At most `in_flight` objects of at most `max_object_bytes` (or one extent) are under way, as slices of WAL chunks.
+//! 4. It uploads the shards that metadata hints at it, and of the others what has lain in the WAL for twice its interval: their
+//!    uploader is slow, or gone. Two uploaders of the same bytes do no harm.
+//! 5. At most `in_flight` objects of at most `max_object_bytes` (or one extent) are under way, as slices of WAL chunks.
 //!
 //! Failure: a store or quorum that fails is tried again with backoff. A batch not found is stale: the partition is looked at
 //! anew with a newer image; the same location twice is an alarm, and that partition waits.
@@ -39,7 +41,7 @@ use crate::build::{BadRun, Built, build};
 use crate::cluster::Proposer;
 use crate::format::object_key;
 use crate::ids::ObjectIds;
-use crate::plan::{Candidate, Limits, Plan, PlannedRun, plan};
+use crate::plan::{Age, Candidate, Limits, Plan, PlannedRun, age, next_due, plan};
 
 /// Object ids asked for at a time.
 const GRANT_COUNT: u32 = 4;
@@ -184,6 +186,8 @@ struct Work {
     failures_in_a_row: u32,
     not_before: Instant,
     oldest_seen: Option<Instant>,
+    /// Of other brokers' shards: the oldest bytes in the WAL, and since when they have been.
+    others: BTreeMap<u32, (Age, Instant)>,
 }
 
 impl Work {
@@ -200,6 +204,7 @@ impl Work {
             failures_in_a_row: 0,
             not_before: Instant::now(),
             oldest_seen: None,
+            others: BTreeMap::new(),
         }
     }
 
@@ -281,7 +286,8 @@ impl Work {
             let offset = from.entry(*key).or_default();
             *offset = (*offset).max(*end);
         }
-        let in_wal: Vec<_> = (0..image.shards()).flat_map(|shard| image.shard_in_wal(shard)).collect();
+        let shards: Vec<u32> = (0..image.shards()).filter(|shard| self.is_ours(image, *shard, now)).collect();
+        let in_wal: Vec<_> = shards.iter().flat_map(|shard| image.shard_in_wal(*shard)).collect();
         let candidates: Vec<_> = in_wal
             .iter()
             .filter(|view| may_hold(image, view, self.options.store))
@@ -297,6 +303,26 @@ impl Work {
         }
         let with_view = |run: PlannedRun| image.stored_view(run.key).map(|view| (run, Arc::clone(view)));
         Some(runs.into_iter().filter_map(with_view).collect())
+    }
+
+    /// Whether this broker uploads the shard now.
+    fn is_ours(&mut self, image: &Image, shard: u32, now: Instant) -> bool {
+        let store = self.options.store;
+        let hinted = image.uploader(shard, store);
+        if hinted.is_none_or(|session| session == self.parts.proposer.session()) {
+            self.others.remove(&shard);
+            return true;
+        }
+        let due = image.shard_in_wal(shard).filter_map(|view| next_due(view, store, 0)).map(age).min();
+        let Some(oldest) = due else {
+            self.others.remove(&shard);
+            return false;
+        };
+        let (seen, since) = self.others.entry(shard).or_insert((oldest, now));
+        if *seen != oldest {
+            (*seen, *since) = (oldest, now);
+        }
+        now.duration_since(*since) >= 2 * self.options.interval
     }
 
     fn note_waiting(&mut self, image: &Image) {

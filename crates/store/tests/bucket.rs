@@ -122,7 +122,7 @@ fn a_simulated_directory_conforms() {
 async fn live(host: Host, acked: Arc<Mutex<Vec<u64>>>, first: u64) {
     let opened = Bucket::open_dir(&host, "dir", Path::new("s"), quick(), StoreMetrics::default()).await;
     let Ok(bucket) = opened else { return };
-    assert_eq!(host.disk().list(Path::new("s/tmp")).ok().unwrap_or_default(), Vec::<String>::new());
+    assert_eq!(host.disk().list(Path::new("s/tmp/0")).ok().unwrap_or_default(), Vec::<String>::new());
     let before = acked.lock().clone();
     for n in before {
         let key = format!("data/{:02x}/{n}", n % 5);

@@ -151,6 +151,10 @@ impl Proposer for Quorum {
         }
         Ok(result)
     }
+
+    fn session(&self) -> SessionId {
+        *self.session.lock()
+    }
 }
 
 /// What was acknowledged: by partition, offset and the batch as it was sent.

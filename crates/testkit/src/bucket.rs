@@ -118,6 +118,7 @@ struct State {
     flips: u32,
     requests: u64,
     late: Vec<Late>,
+    open_uploads: u64,
     counts: BTreeMap<Fault, u64>,
 }
 
@@ -160,6 +161,7 @@ impl Bucket {
             flips: 0,
             requests: 0,
             late: Vec::new(),
+            open_uploads: 0,
             counts: BTreeMap::new(),
         };
         Self(Arc::new(Shared { objects: InMemory::new(), state: Mutex::new(state) }))
@@ -190,6 +192,12 @@ impl Bucket {
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.with(|s| s.requests)
+    }
+
+    /// Multipart uploads that were begun and neither completed nor aborted: their parts would lie in a real bucket, unseen.
+    #[must_use]
+    pub fn open_uploads(&self) -> u64 {
+        self.with(|s| s.open_uploads)
     }
 
     /// The objects as they are, without faults: for a test's own look.
@@ -352,8 +360,13 @@ impl ObjectStore for Bucket {
         location: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        let upload = self.request(self.0.objects.put_multipart_opts(location, options)).await?;
-        Ok(Box::new(Upload { bucket: self.clone(), inner: upload }))
+        let begin = async {
+            let upload = self.0.objects.put_multipart_opts(location, options).await?;
+            self.with(|s| s.open_uploads += 1);
+            Ok(upload)
+        };
+        let upload = self.request(begin).await?;
+        Ok(Box::new(Upload { bucket: self.clone(), inner: upload, is_open: true }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
@@ -418,11 +431,22 @@ impl ObjectStore for Bucket {
 struct Upload {
     bucket: Bucket,
     inner: Box<dyn MultipartUpload>,
+    is_open: bool,
 }
 
 impl fmt::Debug for Upload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Upload")
+    }
+}
+
+impl Upload {
+    /// Takes note of an end that took effect, whether its answer arrives or not.
+    fn ended<T>(bucket: &Bucket, is_open: &mut bool, end: Result<T>) -> Result<T> {
+        if end.is_ok() && std::mem::take(is_open) {
+            bucket.with(|s| s.open_uploads -= 1);
+        }
+        end
     }
 }
 
@@ -436,11 +460,13 @@ impl MultipartUpload for Upload {
 
     async fn complete(&mut self) -> Result<PutResult> {
         let bucket = self.bucket.clone();
-        bucket.request(self.inner.complete()).await
+        let (inner, is_open) = (&mut self.inner, &mut self.is_open);
+        bucket.request(async { Self::ended(&bucket, is_open, inner.complete().await) }).await
     }
 
     async fn abort(&mut self) -> Result<()> {
         let bucket = self.bucket.clone();
-        bucket.request(self.inner.abort()).await
+        let (inner, is_open) = (&mut self.inner, &mut self.is_open);
+        bucket.request(async { Self::ended(&bucket, is_open, inner.abort().await) }).await
     }
 }

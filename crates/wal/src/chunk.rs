@@ -325,6 +325,23 @@ impl Chunk {
         Some(batches.iter().map(|batch| self.0.frame.section(batch.section as usize)).collect())
     }
 
+    /// The same batches in the same order, sealed for another place. `buffer` and `max_bytes`: as for [`ChunkWriter::new`].
+    pub fn resealed(&self, buffer: AlignedBuf, max_bytes: usize, stream: StreamId, number: u64) -> Self {
+        let mut rows: Vec<_> = self
+            .partitions()
+            .flat_map(|partition| {
+                partition.batches.iter().map(move |batch| (batch.section, partition.key, batch.info))
+            })
+            .collect();
+        // Sections are in the order of arrival, by which a lane finds who waits for a batch.
+        rows.sort_unstable_by_key(|(section, ..)| *section);
+        let mut writer = ChunkWriter::new(buffer, max_bytes);
+        for (section, key, info) in rows {
+            writer.push(key, &info, &self.0.frame.section(section as usize));
+        }
+        writer.seal(stream, number)
+    }
+
     /// Every partition's share, in order of first arrival: what CommitChunk is built from.
     pub fn partitions(&self) -> impl ExactSizeIterator<Item = ChunkPartition<'_>> {
         self.0.table.partitions.iter().map(|range| ChunkPartition {

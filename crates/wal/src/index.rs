@@ -54,7 +54,18 @@ struct Stream {
     recovered: bool,
     /// Numbers below this were settled by a commit: their entries are named or gone.
     settled: u64,
+    /// Settled numbers that have not come here yet and that extents point at: a write quorum may be faster than this replica.
+    awaited: BTreeSet<u64>,
     chunks: BTreeMap<u64, Entry>,
+}
+
+impl Stream {
+    /// A number that is not used up: what metadata says of it still holds when it comes again.
+    fn take_back(&mut self, number: u64) {
+        if self.chunks.remove(&number).is_some_and(|entry| entry.named) {
+            self.awaited.insert(number);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -117,11 +128,18 @@ impl Index {
     }
 
     /// Takes a chunk that [`check`](Self::check) let pass.
-    pub(crate) fn begin(&mut self, (stream, number): ChunkId) {
-        let stream = self.streams.entry(stream).or_default();
+    pub(crate) fn begin(&mut self, id: ChunkId) {
+        let (_, number) = id;
+        let stream = self.streams.entry(id.0).or_default();
         stream.next = number + 1;
         stream.pending += 1;
-        stream.chunks.insert(number, Entry { place: None, named: false });
+        let named = stream.awaited.remove(&number);
+        if number < stream.settled && !named {
+            // Metadata is done with it already.
+            self.dropped_early.insert(id);
+            return;
+        }
+        stream.chunks.insert(number, Entry { place: None, named });
     }
 
     /// Its append is durable. `Err`: an earlier chunk of the stream is not, so this one is not taken either.
@@ -147,7 +165,7 @@ impl Index {
         self.settle(id);
         self.dropped_early.remove(&id);
         if let Some(stream) = self.streams.get_mut(&id.0) {
-            stream.chunks.remove(&id.1);
+            stream.take_back(id.1);
         }
     }
 
@@ -161,7 +179,7 @@ impl Index {
             stream.next = from;
         }
         if number > from {
-            stream.chunks.remove(&number);
+            stream.take_back(number);
             return Some(WalError::Full);
         }
         None
@@ -217,6 +235,7 @@ impl Index {
                 for (number, entry) in &mut stream.chunks {
                     entry.named = truth.live.contains_key(number);
                 }
+                stream.awaited = truth.live.range(stream.next..).map(|(number, _)| *number).collect();
             }
         }
         for truth in image.streams().filter(|truth| truth.record.ensemble.contains(&self.directory)) {
@@ -241,6 +260,9 @@ impl Index {
                 }
                 Some(EffectKind::Released(released)) => {
                     for &number in &released.chunks {
+                        if let Some(stream) = self.streams.get_mut(&released.stream) {
+                            stream.awaited.remove(&number);
+                        }
                         self.drop_chunk((released.stream, number), &mut dropped);
                     }
                 }
@@ -263,6 +285,7 @@ impl Index {
         match stream.chunks.get_mut(&number) {
             Some(entry) if extents => entry.named = true,
             Some(_) => garbage.push(number),
+            None if extents && number >= stream.next => drop(stream.awaited.insert(number)),
             None => {}
         }
         for number in garbage {
@@ -282,6 +305,7 @@ impl Index {
             return;
         }
         stream.closed = true;
+        stream.awaited.clear();
         let unnamed: Vec<u64> =
             stream.chunks.iter().filter(|(_, entry)| !entry.named).map(|(&number, _)| number).collect();
         for number in unnamed {

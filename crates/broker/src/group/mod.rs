@@ -264,8 +264,7 @@ async fn claim(broker: &Broker, groups: Vec<String>) -> Result<(), GroupError> {
 
 /// Waits until the image has what was just applied. Without it a group must not be loaded.
 async fn caught_up(broker: &Broker) -> Result<(), GroupError> {
-    let applied = *broker.quorum.applied().borrow();
-    if broker.image.at_least(applied, BARRIER_PATIENCE).await {
+    if broker.image.at_least(broker.quorum.acknowledged(), BARRIER_PATIENCE).await {
         Ok(())
     } else {
         Err(GroupError::CoordinatorLoadInProgress)

@@ -123,8 +123,8 @@ impl Disk for RealDisk {
             }
             Err(error) => return Err(error.into()),
         }
-        file.set_len(0)?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())?;
+        // For the message of who finds it held, and no more: a full disk must keep nobody out.
+        let _ = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
         Ok(DirLock::new(dir.to_owned(), Box::new(file)))
     }
 }

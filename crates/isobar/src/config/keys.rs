@@ -2,7 +2,7 @@
 
 use isobar_metadata::config_table::{BROKER_CONFIGS, FIXED_BROKER_CONFIGS};
 
-use super::value::{Kind, Value};
+use super::value::{Kind, Value, nodes};
 use crate::node::{NodeOptions, Store};
 
 /// Options below this prefix go to the store as they are; so do variables that begin with [`STORE_OPTIONS_ENV`].
@@ -121,6 +121,35 @@ pub static KEYS: &[Key] = &[
         |o, v| o.admin = or_none(v).filter(|text| text != "off"),
     )
     .flag("--admin"),
+    key(
+        "listeners.cluster",
+        Kind::Address(&[""]),
+        "\"\"",
+        "Address for other nodes, if it is not this node's in cluster.voters.",
+        |o, v| o.cluster.listen = or_none(v),
+    ),
+    key(
+        "cluster.voters",
+        Kind::Nodes,
+        "\"\"",
+        "The nodes that the cluster begins with, this one among them, as others reach them; the same at all. Kafka's controller.quorum.voters. \
+         Empty: this node is alone.",
+        |o, v| o.cluster.voters = nodes(v.text()).unwrap_or_default(),
+    ),
+    key(
+        "cluster.id",
+        Kind::Text { empty: "one of its own, of a node that is alone" },
+        "\"\"",
+        "Kafka's cluster id, the same at all nodes.",
+        |o, v| o.cluster.id = v.text().to_owned(),
+    ),
+    key(
+        "cluster.secret_file",
+        Kind::Text { empty: "none, of a node that is alone" },
+        "\"\"",
+        "File with the secret by which nodes know each other, the same at all nodes.",
+        |o, v| o.cluster.secret_file = v.text().into(),
+    ),
     key(
         "store.url",
         Kind::Text { empty: "a directory within node.data" },
@@ -280,7 +309,7 @@ pub static KEYS: &[Key] = &[
     key(
         "log.filter",
         Kind::Text { empty: "nothing" },
-        "\"info,openraft=warn\"",
+        "\"info,openraft=error\"",
         "What is logged, as tracing's EnvFilter reads it.",
         |_, _| {},
     )

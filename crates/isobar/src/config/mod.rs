@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KEYS, Key};
 pub use show::{Shown, example};
-pub use value::{Kind, Value};
+pub use value::{Kind, Value, nodes};
 
 use crate::node::{NodeOptions, Store};
 
@@ -93,7 +93,38 @@ impl Config {
                 hint: None,
             });
         }
+        config.check_cluster(&mut errors);
         if errors.is_empty() { Ok(config) } else { Err(errors) }
+    }
+
+    /// What a cluster's node needs beside the list of nodes.
+    fn check_cluster(&self, errors: &mut ConfigErrors) {
+        let Some((Value::Text(voters), source)) = self.get("cluster.voters") else { return };
+        if voters.is_empty() {
+            return;
+        }
+        let mut lacks = |problem: String, expected: &str| {
+            errors.push(ConfigError {
+                key: "cluster.voters".to_owned(),
+                source: Some(source.clone()),
+                problem,
+                expected: Some(expected.to_owned()),
+                hint: None,
+            });
+        };
+        for name in ["cluster.id", "cluster.secret_file", "store.url"] {
+            if self.text(name).is_none() {
+                lacks(
+                    "a cluster's node needs more".to_owned(),
+                    &format!("{name} to be set too; isobar cluster init does that"),
+                );
+            }
+        }
+        let own = self.get("node.id").map_or(0, |(value, _)| value.int());
+        if value::nodes(voters).is_some_and(|nodes| nodes.iter().all(|(id, _)| i64::try_from(*id) != Ok(own)))
+        {
+            lacks(format!("node.id {own} is not among them"), "this node to be one of them");
+        }
     }
 
     /// What holds when nothing is said.

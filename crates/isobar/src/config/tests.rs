@@ -165,7 +165,7 @@ fn an_error_names_key_line_and_what_was_expected_and_all_are_told() {
         "isobar.toml:2: wal.max_disk: \"lots\" does not fit; expected a number of bytes at least 64MiB, such as \"4GiB\" or \"64MiB\"",
         "isobar.toml:3: wal.maxdisk: unknown key; did you mean wal.max_disk?",
         "isobar.toml:6: upload.interval: 3 does not fit; expected a time span from 1ms to 365d, such as \"3s\" (units: us, ms, s, m, h, d)",
-        "isobar.toml:8: wall.x: no section [wall]; there are [node], [listeners], [store], [wal], [metadata], [cache], [upload], [compaction], [index], [object], [archive], [delete], [log], [kafka]; did you mean [wal]?",
+        "isobar.toml:8: wall.x: no section [wall]; there are [node], [listeners], [cluster], [store], [wal], [metadata], [cache], [upload], [compaction], [index], [object], [archive], [delete], [log], [kafka]; did you mean [wal]?",
         "isobar.toml:10: kafka.node.id: not set here; set node.id instead",
         "isobar.toml:11: kafka.log.retention.ms: not set here; log.retention.ms is the whole cluster's: set it with `kafka-configs --alter --entity-type brokers --entity-default`",
         "isobar.toml:12: kafka.num.partitions: 0 is out of bounds; expected a whole number from 1 to 2147483647",
@@ -221,4 +221,27 @@ fn the_stores_options_end_up_in_its_url() {
     assert_eq!(url, "s3://b/p?sas_token=x&region=eu&endpoint=http%3A%2F%2Fh%3A1%2F%3Fa%20b&n=3");
     let shown = config.show().into_iter().find(|key| key.name == "store.url").expect("shown");
     assert_eq!(shown.value, "\"s3://b/p?sas_token=********&region=eu\"");
+}
+
+#[test]
+fn a_clusters_node_needs_all_of_its_section() {
+    let voters = "[node]\nid = 2\n[cluster]\nvoters = \"1@a:1,2@b:1\"\n";
+    let told = |text: &str| match Config::load(Some((Path::new("n.toml"), text)), [], &[]) {
+        Ok(config) => Ok(config.node_options().cluster),
+        Err(errors) => Err(errors.to_string()),
+    };
+    let lacking = told(voters).unwrap_err();
+    for name in ["cluster.id", "cluster.secret_file", "store.url"] {
+        assert!(lacking.contains(&format!("{name} to be set too")), "{lacking}");
+    }
+    let rest = "id = \"c\"\nsecret_file = \"s\"\n[store]\nurl = \"s3://b\"\n";
+    let cluster = told(&format!("{voters}{rest}")).unwrap();
+    assert!(cluster.is_member());
+    assert_eq!(cluster.voters, [(1, "a:1".to_owned()), (2, "b:1".to_owned())]);
+    let stranger = told(&format!("{voters}{rest}").replace("id = 2", "id = 7")).unwrap_err();
+    assert!(stranger.contains("node.id 7 is not among them"), "{stranger}");
+    for wrong in ["1@a", "a:1", "1@a:1,1@b:1", "1@a:1,2@a:1", "x@a:1"] {
+        assert!(nodes(wrong).is_none(), "{wrong}");
+    }
+    assert!(!told("").unwrap().is_member());
 }

@@ -137,6 +137,8 @@ pub enum Kind {
     },
     /// `host:port`, or one of these words.
     Address(&'static [&'static str]),
+    /// Nodes as `id@host:port`, with commas between; or none.
+    Nodes,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// A whole number within these bounds.
@@ -162,6 +164,7 @@ impl Kind {
             Kind::Address(words) => {
                 (words.contains(&trimmed) || is_address(trimmed)).then(|| Value::Text(trimmed.to_owned()))
             }
+            Kind::Nodes => nodes(trimmed).map(|_| Value::Text(trimmed.to_owned())),
             Kind::OneOf(words) => words.contains(&trimmed).then(|| Value::Text(trimmed.to_owned())),
             Kind::Int(..) => trimmed.replace('_', "").parse().ok().map(Value::Int),
             Kind::Bool => trimmed.to_ascii_lowercase().parse().ok().map(Value::Bool),
@@ -226,6 +229,7 @@ impl Kind {
             Kind::Text { empty } => format!("text, or nothing for {empty}"),
             Kind::Address([]) => "an address, host:port".to_owned(),
             Kind::Address(words) => format!("an address, host:port, or {}", quoted(words)),
+            Kind::Nodes => "nodes as \"1@host:port,2@host:port,3@host:port\", or nothing".to_owned(),
             Kind::OneOf(words) => quoted(words),
             Kind::Int(least, most) => {
                 format!("a whole number {}", within(least.to_string(), most.to_string(), *most == i64::MAX))
@@ -271,6 +275,20 @@ fn is_address(text: &str) -> bool {
     let host_fits = (host.starts_with('[') && host.ends_with(']'))
         || (!host.is_empty() && !host.contains([':', '/', ' ']));
     host_fits && port.parse::<u16>().is_ok()
+}
+
+/// Node ids and addresses; `None` if it is no list of them, or has one twice.
+pub fn nodes(text: &str) -> Option<Vec<(u64, String)>> {
+    let node = |item: &str| {
+        let (id, address) = item.trim().split_once('@')?;
+        let id = id.parse::<u32>().ok().filter(|id| i32::try_from(*id).is_ok())?;
+        is_address(address).then(|| (u64::from(id), address.to_owned()))
+    };
+    let nodes: Vec<_> =
+        text.split(',').filter(|item| !item.trim().is_empty()).map(node).collect::<Option<_>>()?;
+    let distinct =
+        |i: usize| nodes[..i].iter().all(|(id, address)| *id != nodes[i].0 && *address != nodes[i].1);
+    (0..nodes.len()).all(distinct).then_some(nodes)
 }
 
 /// A value as the file has it.

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::Failure;
 use crate::cli::DemoArgs;
-use crate::dev::Stop;
+use crate::serve::Stop;
 use data::{Checklist, Flights};
 
 const TOPIC: &str = "flights";

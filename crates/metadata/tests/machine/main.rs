@@ -16,6 +16,7 @@ mod recover;
 mod recovery_cut;
 mod rig;
 mod sessions;
+mod since;
 mod snapshots;
 mod soft_delete;
 mod speed;

@@ -18,6 +18,7 @@ use super::Remote;
 use super::wire::{self, ProposeResult};
 use crate::error::ProposeError;
 use crate::leader::Leader;
+use crate::machine::Machine;
 use crate::propose::Queue;
 
 /// Longer than the leader itself waits for an entry, so that its answer is not missed.
@@ -29,6 +30,7 @@ type Results = Vec<Result<CommandResult, ProposeError>>;
 /// Gathers the answers to the commands of one request.
 struct Gather {
     results: Mutex<Gathered>,
+    machine: Arc<Machine>,
 }
 
 struct Gathered {
@@ -52,13 +54,14 @@ impl Gather {
             gathered.reply.take().map(|reply| (reply, results))
         };
         if let Some((reply, results)) = finished {
-            reply.send(Ok(wire::encode(&wire::ProposeAnswer { results })));
+            let index = self.machine.acknowledged();
+            reply.send(Ok(wire::encode(&wire::ProposeAnswer { results, index })));
         }
     }
 }
 
 /// Puts a follower's commands into this member's queue, in order; answers when all of them are answered.
-pub(crate) fn propose_here(queue: &Queue, commands: Vec<Envelope>, reply: Reply) {
+pub(crate) fn propose_here(queue: &Queue, machine: &Arc<Machine>, commands: Vec<Envelope>, reply: Reply) {
     if commands.is_empty() {
         return reply.send(Ok(wire::encode(&wire::ProposeAnswer::default())));
     }
@@ -67,7 +70,7 @@ pub(crate) fn propose_here(queue: &Queue, commands: Vec<Envelope>, reply: Reply)
         left: commands.len(),
         reply: Some(reply),
     };
-    let gather = Arc::new(Gather { results: Mutex::new(gathered) });
+    let gather = Arc::new(Gather { results: Mutex::new(gathered), machine: Arc::clone(machine) });
     for (place, command) in commands.into_iter().enumerate() {
         let gather = Arc::clone(&gather);
         queue.push_forwarded(command, Box::new(move |result| gather.put(place, result)));
@@ -89,16 +92,18 @@ pub(crate) fn propose_there(
     };
     let ask = wire::Propose { route: remote.route(Some(&leader.incarnation)), commands };
     let deadline = Instant::now() + PROPOSE_TIMEOUT;
+    let machine = Arc::clone(&remote.machine);
     peer.call_with(Channel::Control, wire::PROPOSE, wire::encode(&ask), deadline, move |answer| {
-        done(results(answer, count));
+        done(results(answer, count, &machine));
     });
 }
 
-fn results(answer: Result<Bytes, CallError>, count: usize) -> Results {
+fn results(answer: Result<Bytes, CallError>, count: usize, machine: &Machine) -> Results {
     let unknown = |reason| vec![Err(ProposeError::Unknown { reason }); count];
     match answer {
         Ok(body) => match wire::decode::<wire::ProposeAnswer>(&body) {
             Ok((answer, _)) if answer.results.len() == count => {
+                machine.heard_of(answer.index);
                 answer.results.into_iter().map(ProposeResult::result).collect()
             }
             _ => unknown("the leader's answer cannot be read"),

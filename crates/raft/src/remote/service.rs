@@ -305,7 +305,7 @@ impl Inbound {
                     let what = "a command that this version does not know".to_owned();
                     return Err((reply, refuse(refusal::MALFORMED, what)));
                 }
-                forward::propose_here(&self.queue, propose.commands, reply);
+                forward::propose_here(&self.queue, &self.remote.machine, propose.commands, reply);
             }
             _ if method == wire::READ_INDEX.method => {
                 if let Err(refusal) = self.read::<wire::ReadIndex>(from, body, |ask| &ask.route) {

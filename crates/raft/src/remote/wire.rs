@@ -265,6 +265,9 @@ pub(crate) struct ProposeResult {
 pub(crate) struct ProposeAnswer {
     #[prost(message, repeated, tag = "1")]
     pub(crate) results: Vec<ProposeResult>,
+    /// The leader has applied everything up to here, the commands among it.
+    #[prost(uint64, tag = "2")]
+    pub(crate) index: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

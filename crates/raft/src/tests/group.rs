@@ -77,6 +77,15 @@ async fn start(
     Quorum::start(host, options).await.ok()
 }
 
+/// A member of a group of three, for other tests.
+pub(super) async fn start_member(host: &Host, node: usize, voters: Vec<(u64, String)>) -> Option<Quorum> {
+    start(host, node, &address(node), voters, "m", false).await
+}
+
+pub(super) fn voters_of_three() -> Vec<(u64, String)> {
+    voters(3)
+}
+
 async fn life(
     host: Host,
     node: usize,

@@ -3,6 +3,7 @@
 mod archive;
 mod crash;
 mod group;
+mod heartbeat;
 mod quorum;
 mod simulated;
 mod suite;

@@ -34,6 +34,10 @@ impl Proposer for Grants {
         let first = ObjectId(self.next.fetch_add(u64::from(grant.count), Ordering::SeqCst));
         Ok(CommandResult::Objects(ObjectsGranted { first, count: grant.count, ..ObjectsGranted::default() }))
     }
+
+    fn session(&self) -> SessionId {
+        SessionId(1)
+    }
 }
 
 type Told = Arc<Mutex<Vec<(u64, Result<PlacedChunk, StoreError>)>>>;

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use isobar_host::watch;
 use isobar_metadata::command::{CompactedRun, ObjectRun, ReplacedExtent};
 use isobar_metadata::ids::{ObjectId, PartitionKey};
 use isobar_metadata::record::{Extent, ObjectLocation};
@@ -81,33 +82,49 @@ pub(crate) struct Merging<'a> {
     pub(crate) pace: &'a mut Pace,
     pub(crate) object: ObjectId,
     pub(crate) now_ms: i64,
+    pub(crate) stop: &'a watch::Receiver<bool>,
 }
 
-/// Reads and writes. `Ok(None)`: nothing could be read, and no object was written. An error: no object that counts is there;
-/// begin again under another id.
+/// Waits until the compactor is to stop.
+pub(crate) async fn stopped(stop: &watch::Receiver<bool>) {
+    let mut stop = stop.clone();
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        // Whoever could say so has let the task go: it runs on, as tasks do.
+        std::future::pending().await
+    }
+}
+
+/// Reads and writes. `Ok(None)`: nothing could be read, or it is to stop, and no object was written. An error: no object that
+/// counts is there; begin again under another id. Either way no parts are left, as far as the store answers.
 pub(crate) async fn merge(
     merging: &mut Merging<'_>,
     job: &Job,
     bad: &mut Vec<BadExtent>,
 ) -> Result<Option<Merged>, StoreError> {
+    let stop = merging.stop;
     let mut output = Output::new(merging.bucket, merging.object, job.size_bytes()).await?;
-    let filled = fill(merging, job, bad, &mut output).await;
+    let filled = tokio::select! {
+        biased;
+        () = stopped(stop) => Ok(Filled::default()),
+        filled = fill(merging, job, bad, &mut output) => filled,
+    };
     match filled {
-        Ok((builder, runs)) if !runs.is_empty() => {
-            let batch_bytes = builder.body_bytes();
-            let (parts, _) = builder.finish();
-            let size_bytes = output.finish(merging, parts).await?;
+        Ok(Filled { runs, batch_bytes }) if !runs.is_empty() => {
+            let size_bytes = output.finish().await?;
             Ok(Some(Merged { runs, size_bytes, batch_bytes }))
         }
-        Ok(_) => {
+        ended => {
             output.abort().await;
-            Ok(None)
-        }
-        Err(error) => {
-            output.abort().await;
-            Err(error)
+            ended.map(|_| None)
         }
     }
+}
+
+/// What lies in an output that is written but for its end.
+#[derive(Default)]
+struct Filled {
+    runs: Vec<CompactedRun>,
+    batch_bytes: u64,
 }
 
 async fn fill(
@@ -115,7 +132,7 @@ async fn fill(
     job: &Job,
     bad: &mut Vec<BadExtent>,
     output: &mut Output,
-) -> Result<(ObjectBuilder, Vec<CompactedRun>), StoreError> {
+) -> Result<Filled, StoreError> {
     let cluster_id = merging.image.format().cluster_id.clone();
     let mut builder = ObjectBuilder::new(cluster_id, merging.object, merging.now_ms);
     let mut sources = Sources::of(job);
@@ -145,7 +162,12 @@ async fn fill(
         // Checking what is in memory already waits for nothing; others want to run.
         tokio::task::yield_now().await;
     }
-    Ok((builder, runs))
+    let batch_bytes = builder.body_bytes();
+    if !runs.is_empty() {
+        let (last, _) = builder.finish();
+        output.write(last, merging.pace).await?;
+    }
+    Ok(Filled { runs, batch_bytes })
 }
 
 fn compacted(run: &MergeRun, position: u64, bytes: u64, max_timestamp_ms: i64) -> CompactedRun {
@@ -403,11 +425,7 @@ impl Output {
         }
     }
 
-    async fn finish(mut self, merging: &mut Merging<'_>, last: Vec<Bytes>) -> Result<u64, StoreError> {
-        if let Err(error) = self.write(last, merging.pace).await {
-            self.abort().await;
-            return Err(error);
-        }
+    async fn finish(self) -> Result<u64, StoreError> {
         match self {
             Self::Whole { bucket, key, parts } => {
                 let bytes = parts.iter().map(|part| part.len() as u64).sum();

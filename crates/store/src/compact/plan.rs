@@ -14,16 +14,23 @@
 //!    quarter of the live ones, or enough for a full object: most die by themselves when the rest expires.
 //! 4. *Small jobs first*, so that lists are short when the large ones come; what is done is never merged again.
 //!
-//! It is a function of its input: the same lists give the same job, so after a crash the same job is found again.
+//! It is a function of its input: the same lists give the same job, so after a crash the same job is found again. What it looks
+//! at is followed from image to image ([`Inventory`]), so that a look costs what has changed.
+
+mod inventory;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
-use isobar_metadata::ids::{ObjectId, PartitionKey, StoreId, TopicId};
-use isobar_metadata::record::{Extent, ObjectState, object_level};
-use isobar_metadata::{Image, PartitionView};
+use isobar_metadata::Image;
+use isobar_metadata::ids::{ObjectId, PartitionKey, TopicId};
+use isobar_metadata::record::{Extent, object_level};
+
+pub use inventory::Inventory;
+use inventory::{Share, Source, Sum};
 
 /// Bounds of jobs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Uploads are merged once they hold so many live bytes; about the size of a merge.
     pub merge_bytes: u64,
@@ -129,33 +136,6 @@ impl Job {
     }
 }
 
-/// An object that extents of the lists lie in.
-#[derive(Debug, Clone, Copy, Default)]
-struct Source {
-    level: u32,
-    size_bytes: u64,
-    live_bytes: u64,
-    /// Live bytes that the lists show: the rest is in index blocks or of deleted topics, and stays where it is.
-    listed_bytes: u64,
-    extents: usize,
-}
-
-impl Source {
-    fn is_whole(&self) -> bool {
-        self.listed_bytes >= self.live_bytes
-    }
-
-    fn dead_bytes(&self) -> u64 {
-        self.size_bytes.saturating_sub(self.live_bytes)
-    }
-}
-
-struct Listed {
-    key: PartitionKey,
-    extent: Extent,
-    object: ObjectId,
-}
-
 /// How far extents of a topic may be joined.
 #[derive(Debug, Clone, Copy)]
 struct Joining {
@@ -163,265 +143,170 @@ struct Joining {
     run_bytes: u64,
 }
 
-/// What the planner looks at: the lists of one store, gathered shard by shard.
-pub struct Inventory {
-    store: StoreId,
-    limits: Limits,
-    sources: BTreeMap<ObjectId, Source>,
-    listed: Vec<Listed>,
-    joining: BTreeMap<TopicId, Joining>,
-    live_bytes: u64,
-    dead_bytes: u64,
+impl Joining {
+    fn of(image: &Image, topic_id: TopicId, limits: &Limits) -> Self {
+        let Some(topic) = image.topic(topic_id) else {
+            return Self { span_ms: i64::MAX, run_bytes: limits.run_bytes };
+        };
+        let part = |whole: i64| u64::try_from(whole).ok().map(|whole| whole / RETENTION_PARTS);
+        let span_ms = part(topic.settings.retention_ms)
+            .map_or(i64::MAX, |span| i64::try_from(span).unwrap_or(i64::MAX).max(SPAN_MIN_MS));
+        let run_bytes = part(topic.settings.retention_bytes).unwrap_or(u64::MAX);
+        Self { span_ms, run_bytes: run_bytes.min(limits.run_bytes).max(1) }
+    }
 }
 
 impl Inventory {
-    /// Nothing yet.
-    pub fn new(store: StoreId, limits: Limits) -> Self {
-        Self {
-            store,
-            limits,
-            sources: BTreeMap::new(),
-            listed: Vec::new(),
-            joining: BTreeMap::new(),
-            live_bytes: 0,
-            dead_bytes: 0,
-        }
-    }
-
-    /// All of an image at once; [`Inventory::add_shard`] does it in parts.
-    pub fn of(image: &Image, store: StoreId, limits: Limits, skip: &BTreeSet<(ObjectId, u64)>) -> Self {
-        let mut inventory = Self::new(store, limits);
-        inventory.add_objects(image);
-        for shard in 0..image.shards() {
-            inventory.add_shard(image, shard, skip);
-        }
-        inventory
-    }
-
-    /// Objects come first.
-    pub fn add_objects(&mut self, image: &Image) {
-        for object in image.objects() {
-            let is_done = object.state == ObjectState::Committed as i32 && object.complete;
-            if !is_done || object.store != self.store || object.level > object_level::SINGLE_TOPIC {
-                continue;
-            }
-            let source = Source {
-                level: object.level,
-                size_bytes: object.size_bytes,
-                live_bytes: object.live_bytes,
-                ..Source::default()
-            };
-            self.live_bytes += source.live_bytes;
-            self.dead_bytes += source.dead_bytes();
-            self.sources.insert(object.object, source);
-        }
-    }
-
-    /// The partitions of one shard, but for extents at the places to be skipped.
-    pub fn add_shard(&mut self, image: &Image, shard: u32, skip: &BTreeSet<(ObjectId, u64)>) {
-        for view in image.shard_partitions(shard) {
-            if let Some(topic) = image.topic(view.topic_id) {
-                let part = |whole: i64| u64::try_from(whole).ok().map(|whole| whole / RETENTION_PARTS);
-                let span_ms = part(topic.settings.retention_ms)
-                    .map_or(i64::MAX, |span| i64::try_from(span).unwrap_or(i64::MAX).max(SPAN_MIN_MS));
-                let run_bytes = part(topic.settings.retention_bytes).unwrap_or(u64::MAX);
-                let run_bytes = run_bytes.min(self.limits.run_bytes).max(1);
-                self.joining.insert(view.topic_id, Joining { span_ms, run_bytes });
-                self.add_view(view, skip);
-            }
-        }
-    }
-
-    fn add_view(&mut self, view: &PartitionView, skip: &BTreeSet<(ObjectId, u64)>) {
-        let Some(extents) = view.stores.get(&self.store) else { return };
-        for extent in extents.values() {
-            let Some(location) = extent.object() else { continue };
-            let Some(source) = self.sources.get_mut(&location.object) else { continue };
-            if skip.contains(&(location.object, location.position)) {
-                continue;
-            }
-            source.listed_bytes += extent.size_bytes;
-            source.extents += 1;
-            // What is done and mostly alive is only counted.
-            if source.level < object_level::SINGLE_TOPIC || is_mostly_dead(source) {
-                let (key, object) = (view.key(), location.object);
-                self.listed.push(Listed { key, extent: extent.clone(), object });
-            }
-        }
-    }
-
     /// The best job, if anything is worth one.
     pub fn plan(&self) -> Option<Job> {
         self.uploads().or_else(|| self.dead()).or_else(|| self.single()).or_else(|| self.small())
     }
 
-    fn of_level(&self, level: u32) -> impl Iterator<Item = (ObjectId, &Source)> {
-        let sources = self.sources.iter().map(|(object, source)| (*object, source));
-        sources.filter(move |(_, source)| source.level == level && source.extents > 0)
-    }
-
     fn uploads(&self) -> Option<Job> {
-        let limits = &self.limits;
-        let (mut bytes, mut objects, mut extents) = (0, 0, 0);
-        for (_, source) in self.of_level(object_level::UPLOAD) {
-            bytes += source.listed_bytes;
-            objects += 1;
-            extents += source.extents;
-        }
-        let due =
-            bytes >= limits.merge_bytes || objects >= limits.merge_objects || extents >= limits.merge_extents;
-        let oldest = due.then(|| self.take(self.of_level(object_level::UPLOAD), limits.merge_bytes))?;
+        let (limits, files) = (&self.limits, &self.files);
+        let is_due = files.uploaded.bytes >= limits.merge_bytes
+            || files.uploads.len() >= limits.merge_objects
+            || files.uploaded.extents >= limits.merge_extents;
+        let oldest = is_due.then(|| self.take(&files.uploads, limits.merge_bytes))?;
         self.job(Kind::Uploads, &oldest, None)
     }
 
-    /// Objects in order until they have so many listed bytes, within what one job may read.
     fn take<'a>(
         &self,
-        sources: impl IntoIterator<Item = (ObjectId, &'a Source)>,
+        objects: impl IntoIterator<Item = &'a ObjectId>,
+        enough_bytes: u64,
+    ) -> BTreeSet<ObjectId> {
+        let sums = objects.into_iter().filter_map(|object| {
+            let source = self.sources.get(object)?;
+            Some((*object, Sum { bytes: source.listed_bytes, extents: source.extents }))
+        });
+        self.take_sums(sums, enough_bytes)
+    }
+
+    /// Objects in order until they have so many listed bytes, within what one job may read.
+    fn take_sums(
+        &self,
+        sums: impl IntoIterator<Item = (ObjectId, Sum)>,
         enough_bytes: u64,
     ) -> BTreeSet<ObjectId> {
         let (mut taken, mut bytes, mut extents) = (BTreeSet::new(), 0, 0);
-        for (object, source) in sources {
+        for (object, sum) in sums {
             let full = taken.len() >= self.limits.merge_objects
-                || extents + source.extents > self.limits.merge_extents
-                || bytes + source.listed_bytes > self.limits.single_max_bytes;
+                || extents + sum.extents > self.limits.merge_extents
+                || bytes + sum.bytes > self.limits.single_max_bytes;
             if !taken.is_empty() && (full || bytes >= enough_bytes) {
                 break;
             }
             taken.insert(object);
-            bytes += source.listed_bytes;
-            extents += source.extents;
+            bytes += sum.bytes;
+            extents += sum.extents;
         }
         taken
     }
 
     fn dead(&self) -> Option<Job> {
-        // Objects of one topic stay among themselves: they would have to be moved out of a merge again.
-        let mut groups: BTreeMap<Option<TopicId>, Vec<(ObjectId, &Source)>> = BTreeMap::new();
-        let mut topics: BTreeMap<ObjectId, TopicId> = BTreeMap::new();
-        for listed in &self.listed {
-            topics.entry(listed.object).or_insert(listed.key.topic_id);
-        }
-        for (object, source) in &self.sources {
-            if source.level > object_level::UPLOAD
-                && source.extents > 0
-                && is_mostly_dead(source)
-                && source.is_whole()
-            {
-                let single = source.level == object_level::SINGLE_TOPIC;
-                let group = single.then(|| topics.get(object).copied()).flatten();
-                groups.entry(group).or_default().push((*object, source));
-            }
-        }
-        let sum = |group: &[(ObjectId, &Source)], of: fn(&Source) -> u64| {
-            group.iter().map(|(_, source)| of(source)).sum::<u64>()
-        };
-        let (_, mut worst) = groups
-            .into_iter()
-            .max_by_key(|(topic, group)| (sum(group, Source::dead_bytes), std::cmp::Reverse(*topic)))?;
-        let too_much = self.dead_bytes > self.limits.dead_slack_bytes + self.live_bytes / 4;
-        if !too_much && sum(&worst, |source| source.listed_bytes) < self.limits.merge_bytes {
+        let groups = self.files.dead.iter();
+        let (_, worst) =
+            groups.max_by_key(|(topic, group)| (group.dead_bytes, std::cmp::Reverse(**topic)))?;
+        let too_much = self.files.dead_bytes > self.limits.dead_slack_bytes + self.files.live_bytes / 4;
+        if !too_much && worst.listed_bytes < self.limits.merge_bytes {
             return None;
         }
         // The deadest first: they give the most for the least.
-        worst.sort_by_key(|(object, source)| {
-            (source.listed_bytes.saturating_mul(1_000) / source.size_bytes.max(1), *object)
-        });
-        self.job(Kind::Dead, &self.take(worst, self.limits.merge_bytes), None)
+        let mut objects: Vec<ObjectId> = worst.objects.iter().copied().collect();
+        objects.sort_by_key(|object| (self.sources.get(object).map_or(0, Source::live_share), *object));
+        self.job(Kind::Dead, &self.take(&objects, self.limits.merge_bytes), None)
     }
 
     fn single(&self) -> Option<Job> {
-        #[derive(Default)]
-        struct Share {
-            bytes: u64,
-            partitions: BTreeSet<i32>,
-            objects: BTreeMap<ObjectId, Source>,
-        }
-        let mut shares: BTreeMap<TopicId, Share> = BTreeMap::new();
-        for listed in &self.listed {
-            let Some(source) = self.sources.get(&listed.object) else { continue };
-            if source.level == object_level::MERGED {
-                let share = shares.entry(listed.key.topic_id).or_default();
-                share.bytes += listed.extent.size_bytes;
-                share.partitions.insert(listed.key.partition);
-                let of_topic = share.objects.entry(listed.object).or_default();
-                of_topic.listed_bytes += listed.extent.size_bytes;
-                of_topic.extents += 1;
-            }
-        }
         let limits = &self.limits;
         let is_due = |share: &Share| {
             let factor = (share.partitions.len() as u64).div_ceil(SINGLE_PARTITIONS).max(1);
             share.bytes >= limits.single_min_bytes.saturating_mul(factor).min(limits.single_max_bytes)
         };
-        let (topic, share) = (shares.iter())
+        let (topic, share) = (self.files.shares.iter())
             .filter(|(_, share)| is_due(share))
             .max_by_key(|(topic, share)| (share.bytes, std::cmp::Reverse(**topic)))?;
-        let of_topic = share.objects.iter().map(|(object, source)| (*object, source));
-        self.job(Kind::Single, &self.take(of_topic, limits.single_max_bytes), Some(*topic))
+        let of_topic = share.objects.iter().map(|(object, sum)| (*object, *sum));
+        self.job(Kind::Single, &self.take_sums(of_topic, limits.single_max_bytes), Some(*topic))
     }
 
     fn small(&self) -> Option<Job> {
         let limits = &self.limits;
-        let mut small: Vec<(ObjectId, &Source)> = self
-            .of_level(object_level::MERGED)
-            .filter(|(_, source)| source.listed_bytes < limits.merge_bytes / 2 && source.is_whole())
-            .collect();
-        small.sort_by_key(|(object, source)| (source.listed_bytes, *object));
-        small.truncate(limits.merge_objects);
-        let bytes = |sources: &[(ObjectId, &Source)]| -> u64 {
-            sources.iter().map(|(_, source)| source.listed_bytes).sum()
-        };
+        let mut small: Vec<(u64, ObjectId)> =
+            self.files.small.iter().take(limits.merge_objects).copied().collect();
+        let bytes = |small: &[(u64, ObjectId)]| small.iter().map(|(bytes, _)| bytes).sum::<u64>();
         if bytes(&small) < limits.merge_bytes {
             if small.len() < limits.merge_objects / 2 {
                 return None;
             }
             // Each byte's object at least doubles.
-            while small.last().is_some_and(|(_, largest)| largest.listed_bytes * 2 > bytes(&small)) {
+            while small.last().is_some_and(|(largest, _)| largest * 2 > bytes(&small)) {
                 small.pop();
             }
         }
         if small.len() < 2 {
             return None;
         }
-        self.job(Kind::Small, &self.take(small, limits.merge_bytes), None)
+        let objects = self.take(small.iter().map(|(_, object)| object), limits.merge_bytes);
+        self.job(Kind::Small, &objects, None)
+    }
+
+    /// What the lists hold in these objects (of one topic), in order.
+    fn extents(&self, objects: &BTreeSet<ObjectId>, topic: Option<TopicId>) -> Vec<(PartitionKey, Extent)> {
+        let Some(image) = &self.seen else { return Vec::new() };
+        let mut spans: BTreeMap<PartitionKey, RangeInclusive<i64>> = BTreeMap::new();
+        for (key, part) in objects.iter().filter_map(|object| self.sources.get(object)).flat_map(|s| &s.parts)
+        {
+            if topic.is_none_or(|topic| key.topic_id == topic) {
+                let span = spans.entry(*key).or_insert(part.from..=part.to);
+                *span = part.from.min(*span.start())..=part.to.max(*span.end());
+            }
+        }
+        let mut chosen = Vec::new();
+        for (key, span) in spans {
+            let Some(listed) = image.view(key).and_then(|view| view.stores.get(&self.store)) else {
+                continue;
+            };
+            let extents = listed.range(span).filter_map(|(_, extent)| self.counted(extent));
+            let extents = extents.filter(|(object, _)| objects.contains(object));
+            chosen.extend(extents.map(|(_, extent)| (key, extent.clone())));
+        }
+        chosen
     }
 
     /// All that the lists hold in these objects (of one topic), as runs.
     fn job(&self, kind: Kind, objects: &BTreeSet<ObjectId>, topic: Option<TopicId>) -> Option<Job> {
-        let mut chosen: Vec<&Listed> = self
-            .listed
-            .iter()
-            .filter(|listed| objects.contains(&listed.object))
-            .filter(|listed| topic.is_none_or(|topic| listed.key.topic_id == topic))
-            .collect();
-        chosen.sort_by_key(|listed| (listed.key, listed.extent.base_offset));
+        let image = self.seen.as_ref()?;
         let mut runs: Vec<MergeRun> = Vec::new();
         let (mut run_bytes, mut since_ms, mut bytes) = (0_u64, 0, 0_u64);
-        for Listed { key, extent, .. } in chosen {
+        let mut joining = None;
+        for (key, extent) in self.extents(objects, topic) {
             bytes += extent.size_bytes;
-            let joining = self.joining.get(&key.topic_id).copied();
-            let joining = joining.unwrap_or(Joining { span_ms: i64::MAX, run_bytes: self.limits.run_bytes });
+            if runs.last().is_none_or(|run| run.key.topic_id != key.topic_id) {
+                joining = Some(Joining::of(image, key.topic_id, &self.limits));
+            }
+            let Some(joining) = joining else { continue };
             let joins = runs.last().is_some_and(|run| {
-                run.key == *key
+                run.key == key
                     && run.extents.len() < RUN_EXTENTS
                     && run.extents.last().is_some_and(|last| last.end_offset() == extent.base_offset)
                     && run_bytes + extent.size_bytes <= joining.run_bytes
                     && extent.max_timestamp_ms.saturating_sub(since_ms) <= joining.span_ms
             });
-            match runs.last_mut().filter(|_| joins) {
-                Some(run) => run.extents.push(extent.clone()),
-                None => {
-                    (run_bytes, since_ms) = (0, extent.max_timestamp_ms);
-                    runs.push(MergeRun { key: *key, extents: vec![extent.clone()] });
-                }
+            if !joins {
+                (run_bytes, since_ms) = (0, extent.max_timestamp_ms);
+                runs.push(MergeRun { key, extents: Vec::new() });
             }
             run_bytes += extent.size_bytes;
+            if let Some(run) = runs.last_mut() {
+                run.extents.push(extent);
+            }
         }
         let first = runs.first()?.key.topic_id;
         let is_single = runs.iter().all(|run| run.key.topic_id == first);
         let was_single = objects.iter().all(|object| {
-            self.sources.get(object).is_some_and(|source| source.level == object_level::SINGLE_TOPIC)
+            self.sources.get(object).and_then(Source::level) == Some(object_level::SINGLE_TOPIC)
         });
         let level = if is_single && (was_single || bytes >= self.limits.single_min_bytes) {
             object_level::SINGLE_TOPIC
@@ -430,8 +315,4 @@ impl Inventory {
         };
         Some(Job { kind, level, runs })
     }
-}
-
-fn is_mostly_dead(source: &Source) -> bool {
-    source.live_bytes.saturating_mul(2) < source.size_bytes
 }

@@ -31,7 +31,7 @@ impl Directory {
     /// Begins an object.
     pub(crate) async fn stage(&self, key: &str) -> io::Result<Staged> {
         let path = self.path(key)?;
-        let staged = self.inner.staging.join(format!("{:016x}", self.inner.host.random_u64()));
+        let staged = self.inner.staging.join(super::staged_name(&self.inner.host));
         let at = staged.clone();
         let file = self.blocking(move |inner| inner.disk.open(&at, Open::CREATE)).await?;
         let inner = Arc::clone(&self.inner);

@@ -8,6 +8,8 @@
 //! 3. [`Limits::keep_extents`] stay listed, so that readers near the end open no block.
 //! 4. Once one list is too long, half as long ones go along: few index objects, each of many blocks.
 
+use std::sync::Arc;
+
 use isobar_metadata::ids::{PartitionKey, StoreId};
 use isobar_metadata::record::{Extent, ObjectState, object_level};
 use isobar_metadata::{Image, PartitionView};
@@ -53,21 +55,25 @@ pub struct Planned {
 
 /// The blocks of the next index object; empty: none is needed.
 pub fn plan(image: &Image, store: StoreId, limits: &Limits) -> Vec<Planned> {
+    // Mostly nothing is: that is found out by the lengths of lists and the beginnings of long ones alone.
+    if !longer(image, store, limits.list_extents).any(|view| !blocks(image, view, store, limits).is_empty()) {
+        return Vec::new();
+    }
     let mut planned = Vec::new();
-    let mut is_due = false;
-    for shard in 0..image.shards() {
-        for view in image.shard_partitions(shard) {
-            let listed = view.stores.get(&store).map_or(0, |extents| extents.len());
-            if listed <= limits.list_extents / 2 || planned.len() >= limits.blocks {
-                continue;
-            }
-            let blocks = blocks(image, view, store, limits);
-            is_due |= listed > limits.list_extents && !blocks.is_empty();
-            planned.extend(blocks);
+    for view in longer(image, store, limits.list_extents / 2) {
+        if planned.len() >= limits.blocks {
+            break;
         }
+        planned.extend(blocks(image, view, store, limits));
     }
     planned.truncate(limits.blocks);
-    if is_due { planned } else { Vec::new() }
+    planned
+}
+
+/// Partitions whose list has more extents than this.
+fn longer(image: &Image, store: StoreId, than: usize) -> impl Iterator<Item = &Arc<PartitionView>> {
+    let all = (0..image.shards()).flat_map(|shard| image.shard_partitions(shard));
+    all.filter(move |view| view.stores.get(&store).is_some_and(|extents| extents.len() > than))
 }
 
 fn blocks(image: &Image, view: &PartitionView, store: StoreId, limits: &Limits) -> Vec<Planned> {

@@ -37,6 +37,7 @@ proptest! {
         let loads = vec![load(3, 900, 300, 3_600_000), load(1, 2_000, 500, -1), load(2, 60, 100, 900_000)];
         let mut model = Model::new(loads, seed);
         model.with_batches = true;
+        model.compare = true;
         small_limits(&mut model);
         for _ in 0..steps {
             model.now_ms += 5_000 + model.draw(20_000) as i64;
@@ -53,7 +54,9 @@ proptest! {
                 }
             }
         }
+        model.skip_some();
         model.upload(u64::MAX);
+        model.skip_some();
         model.compact(0);
         model.index();
         model.retain();

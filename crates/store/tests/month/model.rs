@@ -90,7 +90,15 @@ pub(crate) struct Model {
     loads: Vec<(TopicId, Load)>,
     owed: Vec<f64>,
     rng: Rng,
-    planned_at: (u64, u64),
+    inventory: Option<Inventory>,
+    /// Whether each look of the planner is compared with one from nothing.
+    pub(crate) compare: bool,
+}
+
+fn inventory_of(image: &Image, limits: Limits, skip: &BTreeSet<(ObjectId, u64)>) -> Inventory {
+    let mut inventory = Inventory::new(STORE, limits);
+    inventory.follow(image, skip);
+    inventory
 }
 
 pub(crate) fn topic(n: usize) -> TopicId {
@@ -120,7 +128,8 @@ impl Model {
             owed: vec![0.0; loads.len()],
             loads: loads.into_iter().enumerate().map(|(n, load)| (topic(n), load)).collect(),
             rng: Rng::new(seed),
-            planned_at: (0, 0),
+            inventory: None,
+            compare: false,
         };
         model.begin();
         model
@@ -288,20 +297,35 @@ impl Model {
     pub(crate) fn compact(&mut self, lose: u64) {
         loop {
             let image = self.image();
-            let seen = image.objects().fold((0, 0), |(n, live), object| {
-                let committed = object.state == ObjectState::Committed as i32;
-                (n + u64::from(committed) * object.object.0, live + object.live_bytes)
-            });
-            if seen == self.planned_at {
-                return;
+            let inventory = self.inventory.get_or_insert_with(|| Inventory::new(STORE, self.limits));
+            inventory.follow(&image, &BTreeSet::new());
+            let job = inventory.plan();
+            if self.compare {
+                let anew = inventory_of(&image, self.limits, &BTreeSet::new());
+                assert_eq!(*inventory, anew, "followed, it is what it would be if made anew");
+                assert_eq!(job, anew.plan());
             }
-            let inventory = Inventory::of(&image, STORE, self.limits, &BTreeSet::new());
-            let Some(job) = inventory.plan() else {
-                self.planned_at = seen;
-                return;
-            };
+            let Some(job) = job else { return };
             self.do_job(&image, &job, lose);
         }
+    }
+
+    /// Places that are to be left out, and then are not: the planner's look is what it would be from nothing.
+    pub(crate) fn skip_some(&mut self) {
+        let image = self.image();
+        let mut inventory = inventory_of(&image, self.limits, &BTreeSet::new());
+        let job = inventory.plan();
+        let places = (0..image.shards()).flat_map(|shard| image.shard_partitions(shard));
+        let places = places.filter_map(|view| view.stores.get(&STORE)?.values().next()?.object());
+        let skip: BTreeSet<_> = places.map(|location| (location.object, location.position)).collect();
+        inventory.follow(&image, &skip);
+        assert_eq!(inventory, inventory_of(&image, self.limits, &skip));
+        let extents = inventory.plan().into_iter().flat_map(|job| job.runs).flat_map(|run| run.extents);
+        for location in extents.filter_map(|extent| extent.object()) {
+            assert!(!skip.contains(&(location.object, location.position)), "left out, and planned");
+        }
+        inventory.follow(&image, &BTreeSet::new());
+        assert_eq!(inventory.plan(), job);
     }
 
     fn do_job(&mut self, image: &Image, job: &Job, lose: u64) {
@@ -454,7 +478,11 @@ impl Model {
             for object in objects {
                 if self.bucket.remove(object).is_some() {
                     self.counts.deletes += 1;
-                    self.blocks.retain(|(at, _), _| at != object);
+                    let blocks = self.blocks.range((*object, 0)..=(*object, u64::MAX));
+                    let blocks: Vec<_> = blocks.map(|(place, _)| *place).collect();
+                    for place in blocks {
+                        self.blocks.remove(&place);
+                    }
                     if self.with_batches {
                         self.batches.retain(|(at, _), _| at != object);
                     }

@@ -194,3 +194,33 @@ fn a_stream_that_is_newer_than_the_image_is_not_forgotten_and_an_older_one_that_
     // Effects were missed, and the image that came instead does not know it any more.
     assert_eq!(index.reconcile(&image), [(StreamId(9), 0)]);
 }
+
+/// The others of the ensemble may be a write quorum without this replica, and metadata may have gone on.
+#[test]
+fn what_comes_after_its_commit_is_named_and_what_comes_after_its_release_is_garbage() {
+    let mut index = Index::new(directory());
+    index.follow(&effects(vec![stream_changed(STREAM, directory(), false)]));
+    let commits = vec![committed(STREAM, 0, 1), committed(STREAM, 2, 1), committed(STREAM, 3, 1)];
+    index.follow(&effects(commits));
+    index.follow(&effects(vec![released(STREAM, &[2])]));
+    for number in 0..5 {
+        index.begin((STREAM, number));
+    }
+    // The last is refused for want of room, and comes again.
+    for number in 0..3 {
+        index.written((STREAM, number), place(number, 0)).unwrap();
+    }
+    index.refused((STREAM, 3), true);
+    index.refused((STREAM, 4), true);
+    for number in 3..5 {
+        assert_eq!(index.check((STREAM, number)), Ok(()));
+        index.begin((STREAM, number));
+        index.written((STREAM, number), place(number, 0)).unwrap();
+    }
+    // 1 was passed by, 2 was released.
+    let held = |index: &Index| (0..5).filter(|number| index.holds((STREAM, *number))).collect::<Vec<_>>();
+    assert_eq!(held(&index), [0, 3, 4]);
+    let dropped = index.follow(&effects(vec![stream_changed(STREAM, directory(), true)]));
+    assert_eq!(dropped, [(STREAM, 4)], "no commit has named it");
+    assert_eq!(held(&index), [0, 3]);
+}

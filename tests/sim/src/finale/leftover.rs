@@ -52,7 +52,7 @@ pub(super) fn left_over(image: &Image, cut: u64, objects: &Objects) -> Vec<Strin
     let wanted = referenced(image);
     let mut found = Vec::new();
     let mut snapshots: BTreeSet<u64> = BTreeSet::new();
-    let mut pieces: BTreeMap<u64, &str> = BTreeMap::new();
+    let mut pieces: BTreeMap<u64, (u64, &str)> = BTreeMap::new();
     let incarnation = image.incarnation();
     let mut earlier = Vec::new();
     for key in objects.keys() {
@@ -75,7 +75,7 @@ pub(super) fn left_over(image: &Image, cut: u64, objects: &Objects) -> Vec<Strin
                 let last = |text: &str| text.split('-').nth(1).and_then(|index| index.parse::<u64>().ok());
                 match (parts[2], first(name), last(name)) {
                     ("snapshot", Some(index), _) => drop(snapshots.insert(index)),
-                    ("log", _, Some(last)) => drop(pieces.insert(last, key)),
+                    ("log", Some(first), Some(last)) => drop(pieces.insert(last, (first, key))),
                     _ => found.push(format!("{key}: no name of the archive")),
                 }
             }
@@ -83,15 +83,29 @@ pub(super) fn left_over(image: &Image, cut: u64, objects: &Objects) -> Vec<Strin
             _ => found.push(format!("{key}: no name of ours")),
         }
     }
-    // The newest at or below the cut and the one before it stay, and what is above the cut. What is older goes once there are two.
-    let covered: Vec<u64> = snapshots.iter().copied().filter(|index| *index <= cut).collect();
+    // The newest at or below the cut and the one before it stay, and what is above the cut. What is older goes once there are two,
+    // with the log between them: behind a hole (the store was away for longer than the log waits) they are counted anew.
+    let mut covered: Vec<u64> = snapshots.iter().copied().filter(|index| *index <= cut).collect();
+    let is_whole = |from: u64, to: u64| {
+        let mut end = from;
+        for (last, (first, _)) in pieces.range(from + 1..) {
+            if *first > end + 1 || end >= to {
+                break;
+            }
+            end = *last;
+        }
+        end >= to
+    };
+    if let Some(hole) = covered.windows(2).rposition(|pair| !is_whole(pair[0], pair[1])) {
+        covered.drain(..=hole);
+    }
     if covered.len() > 2 {
         found.push(format!("{} snapshots in the archive below the cut {cut}: {covered:?}", covered.len()));
     }
     if covered.len() >= 2 {
         found.extend(earlier);
         let old = pieces.iter().filter(|(last, _)| **last <= covered[0]);
-        found.extend(old.map(|(_, key)| format!("{key}: before the oldest snapshot, {}", covered[0])));
+        found.extend(old.map(|(_, (_, key))| format!("{key}: before the oldest snapshot, {}", covered[0])));
     }
     found
 }

@@ -30,18 +30,22 @@ use isobar_wal::{LocalReplica, ReplicaOptions, Wal, WalMetrics};
 use parking_lot::Mutex;
 
 use crate::connection::{Answer, Client};
-use crate::{Alone, Broker, LiveImage, Metrics, Options, Parts, RunningBroker, dispatch};
+use crate::{Alone, Broker, Ensembles, LiveImage, Metrics, Options, Parts, RunningBroker, dispatch};
 
 type Scenario = Box<dyn FnOnce(Kafka) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 /// Virtual time that one life may take.
 const LIFE_STEPS: u64 = 120_000;
 
 pub(crate) async fn boot(host: &Host) -> RunningBroker {
-    boot_on(host, |wal| Arc::new(wal)).await
+    boot_on(host, |wal| Arc::new(wal), |directory| Arc::new(Alone(directory))).await
 }
 
 /// With something before its write-ahead log.
-pub(crate) async fn boot_on(host: &Host, wrap: impl FnOnce(LocalReplica) -> Arc<dyn Wal>) -> RunningBroker {
+pub(crate) async fn boot_on(
+    host: &Host,
+    wrap: impl FnOnce(LocalReplica) -> Arc<dyn Wal>,
+    ensembles: impl FnOnce(DirectoryId) -> Arc<dyn Ensembles>,
+) -> RunningBroker {
     let mut quorum = QuorumOptions::new("/data/metadata", 1);
     let fresh = host.disk().list(std::path::Path::new("/data/wal")).is_err();
     quorum.segment_bytes = 8 << 20;
@@ -59,17 +63,17 @@ pub(crate) async fn boot_on(host: &Host, wrap: impl FnOnce(LocalReplica) -> Arc<
     let metrics = Arc::new(Metrics::default());
     let parts = Parts {
         quorum,
-        effects,
         image: Arc::new(LiveImage::new(image, Arc::clone(&metrics))),
         directory: wal.directory(),
-        ensembles: Arc::new(Alone(wal.directory())),
+        ensembles: ensembles(wal.directory()),
         wal: wrap(wal),
         objects: ObjectReader::new(bucket, Arc::new(cache)),
         home_store: StoreId(1),
         metrics,
         on_appended: Arc::new(|_| {}),
+        on_registered: Box::new(|_| {}),
     };
-    RunningBroker::start(host, Options::default(), parts).await.unwrap()
+    RunningBroker::start(host, Options::default(), parts, effects).await.unwrap()
 }
 
 /// Runs each scenario in a life of its own of one machine; each but the last ends in a power cut.

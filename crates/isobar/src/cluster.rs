@@ -1,0 +1,120 @@
+//! `isobar cluster`: the files of a new cluster, and how a running one is.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+
+use isobar_host::Host;
+use isobar_node::config::{Config, nodes};
+use isobar_node::node::new_cluster_id;
+use serde_json::Value;
+
+use crate::Failure;
+use crate::admin_client::ask;
+use crate::cli::{AdminRemote, ClusterCommand};
+use crate::output::Output;
+
+const SECRET: &str = "cluster.secret";
+/// Kafka's port, and the default of `listeners.admin`; of several nodes at one address each has the next.
+const KAFKA_PORT: u16 = 9092;
+const ADMIN_PORT: u16 = 9644;
+
+pub(crate) async fn run(command: ClusterCommand) -> Result<(), Failure> {
+    match command {
+        ClusterCommand::Init { nodes, zones, store, out } => init(&nodes, &zones, &store, &out),
+        ClusterCommand::Status { remote } => status(&remote).await,
+    }
+}
+
+fn init(given: &[String], zones: &[String], store: &str, out: &Path) -> Result<(), Failure> {
+    let voters = given.join(",");
+    let members = nodes(&voters).filter(|members| members.len() == given.len()).ok_or_else(|| {
+        format!("{voters:?} are no nodes: each is ID@HOST:PORT, and none may be there twice")
+    })?;
+    if !zones.is_empty() && zones.len() != members.len() {
+        return Err("give a --zone for each --node, or none".into());
+    }
+    let host = Host::real();
+    let id = new_cluster_id(&host);
+    let secret: String = (0..4).fold(String::new(), |mut text, _| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{:016x}", host.random_u64());
+        text
+    });
+    let mut files = vec![(SECRET.to_owned(), format!("{secret}\n"))];
+    for (place, (node_id, address)) in members.iter().enumerate() {
+        let name = address.rsplit_once(':').map_or(address.as_str(), |(name, _)| name);
+        let before = members[..place].iter().filter(|(_, other)| other.starts_with(&format!("{name}:")));
+        let nth = u16::try_from(before.count())?;
+        let zone = zones.get(place).map_or(String::new(), |zone| format!("zone = {zone:?}\n"));
+        let text = format!(
+            "# Node {node_id} of cluster {id}: isobar serve --config node-{node_id}.toml\n\n\
+             [node]\nid = {node_id}\ndata = \"./isobar-{node_id}\"\n{zone}\n\
+             [listeners]\nkafka = \"{name}:{}\"\nadmin = \"127.0.0.1:{}\"\n\n\
+             [cluster]\nid = \"{id}\"\nvoters = {voters:?}\nsecret_file = \"{SECRET}\"\n\n\
+             [store]\nurl = {store:?}\n",
+            KAFKA_PORT + nth,
+            ADMIN_PORT + nth,
+        );
+        let file = format!("node-{node_id}.toml");
+        // What is written must be good.
+        Config::load(Some((Path::new(&file), &text)), [], &[])?;
+        files.push((file, text));
+    }
+    for (file, text) in &files {
+        write_new(&out.join(file), text)?;
+    }
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "cluster {id}: wrote {SECRET} and {} node files to {}", members.len(), out.display())?;
+    for (node_id, address) in &members {
+        writeln!(stdout, "  at {address}: isobar serve --config node-{node_id}.toml")?;
+    }
+    Ok(writeln!(
+        stdout,
+        "keep {SECRET} to yourself; it must lie beside each node's file, where the node is started"
+    )?)
+}
+
+/// Readable by its owner alone, and never over another cluster's.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a command's own files; there is no node yet whose disk it could be"
+)]
+fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(failed)?;
+    }
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    Ok(file.sync_all().map_err(failed)?)
+}
+
+async fn status(remote: &AdminRemote) -> Result<(), Failure> {
+    let answer = ask(&Host::real(), remote, "/v1/cluster", None).await?;
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let mut output = Output::of(remote.json);
+    output.heading(&format!(
+        "cluster {}, seen by node {}",
+        text(&answer["cluster_id"]),
+        text(&answer["node"])
+    ));
+    output.columns(&["NODE", "ADDRESS", "METADATA", "BROKER", "KAFKA", "ZONE", "WAL"]);
+    for node in answer["nodes"].as_array().into_iter().flatten() {
+        let cells =
+            ["id", "address", "metadata", "broker", "kafka", "zone", "wal"].map(|name| text(&node[name]));
+        output.row(&cells, node.clone());
+    }
+    let wrong: Vec<String> = answer["wrong"].as_array().into_iter().flatten().map(text).collect();
+    for what in &wrong {
+        output.heading(what);
+    }
+    output.end()?;
+    if wrong.is_empty() { Ok(()) } else { Err(format!("{} thing(s) are wrong", wrong.len()).into()) }
+}
