@@ -33,8 +33,12 @@ class ForwardProxy:
         self.ready.set()
         await self.end.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        # Those still open end within this loop: collected later they would print to a log whose last line counts.
+        open_connections = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in open_connections:
             task.cancel()
+        await asyncio.gather(*open_connections, return_exceptions=True)
+        await asyncio.sleep(0)
 
     def __enter__(self):
         self.thread.start()

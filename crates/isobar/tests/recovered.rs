@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use isobar_client::{
     Client, ClientConfig, Consumer, ConsumerConfig, NewTopic, OutgoingRecord, Producer, ProducerConfig,
     TopicPartition,
@@ -14,6 +15,7 @@ use isobar_host::sim::{SimDisk, World};
 use isobar_node::node::{Node, NodeOptions, Store};
 use isobar_node::{RecoverError, RecoverOptions, Recovered, find, recover};
 use isobar_testkit::bucket::{Bucket, FaultPlan};
+use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _};
 use parking_lot::Mutex;
 
 const OLD: &str = "10.0.0.1:9092";
@@ -99,8 +101,8 @@ fn step_until(world: &mut World, what: &str, so: impl Fn() -> bool) {
     panic!("waited in vain for {what}");
 }
 
-/// The state after a disaster at `moment_ms`: what was written with its times, the moment, what was recovered, what is left.
-fn disaster(seed: u64, moment_ms: u64) -> (Vec<u64>, u64, Recovered, Vec<u64>) {
+/// A world whose node has died `moment_ms` after it began to write, its bucket, and when it acknowledged each mark.
+fn lost(seed: u64, moment_ms: u64) -> (World, Bucket, Arc<Mutex<Vec<u64>>>) {
     let mut world = World::new(seed);
     world.add_node("old", Arc::new(SimDisk::new(seed)));
     world.add_node("new", Arc::new(SimDisk::new(seed + 1)));
@@ -110,7 +112,7 @@ fn disaster(seed: u64, moment_ms: u64) -> (Vec<u64>, u64, Recovered, Vec<u64>) {
     world.boot("old", |host| async move {
         let node = Node::start(&host, settings).await.unwrap();
         let why = node.lost().await;
-        panic!("the node had to stop: {why}");
+        panic!("the node had to stop: {why:?}");
     });
     let written: Arc<Mutex<Vec<u64>>> = Arc::default();
     let told = Arc::clone(&written);
@@ -121,6 +123,12 @@ fn disaster(seed: u64, moment_ms: u64) -> (Vec<u64>, u64, Recovered, Vec<u64>) {
     }
     world.crash("old");
     world.crash("client");
+    (world, bucket, written)
+}
+
+/// The state after a disaster at `moment_ms`: what was written with its times, the moment, what was recovered, what is left.
+fn disaster(seed: u64, moment_ms: u64) -> (Vec<u64>, u64, Recovered, Vec<u64>) {
+    let (mut world, bucket, written) = lost(seed, moment_ms);
     let moment = Arc::new(Mutex::new(0));
 
     let recovered: Arc<Mutex<Option<Recovered>>> = Arc::default();
@@ -139,7 +147,7 @@ fn disaster(seed: u64, moment_ms: u64) -> (Vec<u64>, u64, Recovered, Vec<u64>) {
         *done.lock() = Some(made);
         let node = Node::start(&host, settings).await.unwrap();
         let why = node.lost().await;
-        panic!("the recovered node had to stop: {why}");
+        panic!("the recovered node had to stop: {why:?}");
     });
     step_until(&mut world, "the recovery", || recovered.lock().is_some());
     let lengths: Arc<Mutex<Vec<u64>>> = Arc::default();
@@ -178,4 +186,47 @@ fn all_partitions_are_cut_at_one_point_close_to_the_end() {
         }
     }
     assert!(cut_off > 0, "no seed had anything to cut");
+}
+
+/// Wherever the archive is damaged, the cut is one of what can be read, and the object is named.
+#[test]
+fn a_damaged_archive_object_is_named_and_ends_what_can_be_used() {
+    let (mut world, bucket, _) = lost(7, 3_000);
+    let ended: Arc<Mutex<Option<[usize; 3]>>> = Arc::default();
+    let told = Arc::clone(&ended);
+    world.boot("new", |host| async move {
+        let objects = bucket.objects();
+        let options = RecoverOptions::new("/data", given(&bucket));
+        let whole = find(&host, &options).await.unwrap();
+        let archive: Vec<ObjectMeta> =
+            objects.list(Some(&"archive".into())).try_collect().await.unwrap();
+        let (mut unharmed, mut earlier, mut refused) = (0, 0, 0);
+        for ObjectMeta { location, .. } in archive {
+            let good = objects.get(&location).await.unwrap().bytes().await.unwrap();
+            let mut bad = good.to_vec();
+            let middle = bad.len() / 2;
+            bad[middle] ^= 4;
+            objects.put(&location, bad.into()).await.unwrap();
+            let name = location.filename().unwrap();
+            match find(&host, &options).await {
+                Ok(found) if found == whole => unharmed += 1,
+                Ok(found) => {
+                    assert!(found.cut <= whole.cut, "{found:?}");
+                    assert!(found.notes.iter().any(|note| note.contains(name)), "{name}: {:?}", found.notes);
+                    earlier += usize::from(found.cut < whole.cut);
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains(name), "{name}: {error}");
+                    refused += 1;
+                }
+            }
+            objects.put(&location, good.into()).await.unwrap();
+        }
+        assert_eq!(find(&host, &options).await.unwrap(), whole);
+        *told.lock() = Some([unharmed, earlier, refused]);
+    });
+    step_until(&mut world, "every object of the archive", || ended.lock().is_some());
+    let [unharmed, earlier, refused] = ended.lock().unwrap();
+    // Old pieces are not needed; without a later one the cut is an earlier one.
+    assert!(unharmed > 0 && earlier > 1, "{unharmed} unharmed, {earlier} earlier, {refused} refused");
 }

@@ -65,26 +65,25 @@ impl Reader<'_> {
     async fn history(&self, chain: Chain, notes: &mut Vec<String>) -> Result<Option<History>, RecoverError> {
         let mut snapshots: Vec<u64> = self.listing.snapshots();
         snapshots.retain(|index| (chain.start..=chain.newest).contains(index));
-        let mut cut = None::<(u64, u64, Image)>;
+        let mut read = None::<(u64, u64, Image)>;
         while let Some(index) = snapshots.pop() {
-            if let Some((known, ..)) = &cut
-                && index > *known
+            if let Some((cut, ..)) = &read
+                && index > *cut
             {
                 continue;
             }
             let Some((base, node_id)) = self.snapshot(index, notes).await? else { continue };
             let entries = self.entries(index, chain.end, notes).await?;
-            if cut.is_none() {
-                let end = replayed(base.clone(), &entries)?;
-                let at = end.view().recovery_cut();
-                cut = Some((at, end.applied_index(), end.image()));
-                if at < index {
-                    continue;
-                }
+            let end = entries.last().map_or(index, |entry| entry.id.index);
+            // From an older snapshot less may be readable, and its cut is then an earlier one.
+            if read.as_ref().is_none_or(|(_, known, _)| *known != end) {
+                let whole = replayed(base.clone(), &entries)?;
+                read = Some((whole.view().recovery_cut(), end, whole.image()));
             }
-            let Some((cut, end, end_image)) = cut else { continue };
-            let incarnation = self.incarnation;
-            return Ok(Some(History { incarnation, node_id, end, cut, end_image, base, entries }));
+            if let Some((cut, end, end_image)) = read.take_if(|(cut, ..)| *cut >= index) {
+                let incarnation = self.incarnation;
+                return Ok(Some(History { incarnation, node_id, end, cut, end_image, base, entries }));
+            }
         }
         notes.push(format!(
             "entries up to {} of incarnation {} have no snapshot at or below their cut",

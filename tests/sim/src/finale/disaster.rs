@@ -7,10 +7,11 @@ use std::sync::Arc;
 use isobar_client::TopicPartition;
 use isobar_host::disk::Disk as _;
 use isobar_host::sim::SimDisk;
+use isobar_node::Found;
 use isobar_testkit::history::{Checker, Event, Op, Options};
 
 use super::{Done, Finale, INSIDE, judge};
-use crate::load::hand::{MARKS, Survey};
+use crate::load::hand::{Errand, Log, MARKS, Survey};
 use crate::node::Stage;
 use crate::plan::{Disaster, Draw as _, RECOVERY_POINTS};
 use crate::run::{Armed, Driver, NODE};
@@ -139,7 +140,7 @@ impl Driver {
         for _ in 0..6 {
             let dies = deaths > 0;
             deaths -= i32::from(dies);
-            if self.recover_once(dies)?.is_none() {
+            if self.recover_once(dies)?.is_ok() {
                 return self.starts();
             }
         }
@@ -153,8 +154,8 @@ impl Driver {
         self.hold("the recovered node to start", |driver| driver.boots > before)
     }
 
-    /// One run of it. `None`: it has succeeded; else why not.
-    fn recover_once(&mut self, dies: bool) -> Done<Option<String>> {
+    /// One run of it: what it found, or why it did not succeed.
+    fn recover_once(&mut self, dies: bool) -> Done<Result<Found, String>> {
         self.recovering = true;
         let before = self.boots;
         self.boot_at = self.tick;
@@ -169,10 +170,10 @@ impl Driver {
         self.boot_at = u64::MAX;
         ended?;
         let life = life.lock();
-        Ok(match &life.stage {
-            _ if life.recovered.is_some() => None,
-            Stage::Failed(why) => Some(why.clone()),
-            _ => Some("it died".to_owned()),
+        Ok(match (&life.recovered, &life.stage) {
+            (Some(recovered), _) => Ok(recovered.found.clone()),
+            (None, Stage::Failed(why)) => Err(why.clone()),
+            (None, _) => Err("it died".to_owned()),
         })
     }
 
@@ -189,18 +190,31 @@ impl Driver {
         let ever = judge::commits(&self.recorder.since(0));
         self.new_machine();
         self.lenient = true;
-        if let Some(why) = self.recover_once(false)? {
-            let name = key.rsplit('/').next().unwrap_or(key);
-            if !why.contains(name) {
-                self.recorder
-                    .problem(format!("{what} was flipped, and recover does not name the object: {why}"));
+        let name = key.rsplit('/').next().unwrap_or(key);
+        let found = match self.recover_once(false)? {
+            Ok(found) => found,
+            Err(why) => {
+                if !why.contains(name) {
+                    self.recorder
+                        .problem(format!("{what} was flipped, and recover does not name the object: {why}"));
+                }
+                self.count("flip in the archive refused");
+                return Ok(());
             }
-            self.count("flip in the archive refused");
-            return Ok(());
-        }
+        };
         self.lenient = false;
         self.starts()?;
-        let survey = self.survey()?;
+        let mut survey = self.sure(Errand::Survey)?;
+        // What can be read may end before a topic was made; a recovery must say then which object it could not read.
+        let named = found.notes.iter().any(|note| note.contains(name));
+        for (at, log) in &mut survey.logs {
+            let is_there = found.partitions.contains_key(&(at.topic.clone(), at.partition));
+            match &log.error {
+                Some(_) if named && !is_there => *log = Log::default(),
+                Some(error) => return self.broken(format!("{what} was flipped, and after a recovery: {at}: {error}")),
+                None => {}
+            }
+        }
         let verdict = judge::recovered(&finale.known, &events, &ever, &survey, false);
         for wrong in verdict.wrong {
             self.recorder.problem(format!("{what} was flipped, and after a recovery: {wrong}"));
