@@ -1,41 +1,101 @@
-"""A cluster of processes on loopback: `isobar cluster init` and `isobar serve`, each node with its own directory and log.
+"""A cluster of processes: `isobar cluster init` and `isobar serve`, each node with its own directory and log; and its store.
 
-Environment: ISOBAR_BIN, a binary with the feature `testing`.
+On loopback, or each node in its own network namespace (net.py). Environment: ISOBAR_BIN, a binary with the feature `testing`;
+VERSITYGW, for a store that speaks S3.
 """
 
+import functools
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 LIB = pathlib.Path(__file__).resolve().parents[1] / "tests" / "lib"
 sys.path.insert(0, str(LIB))
 from broker import CACHE, die_with_parent, free_ports  # noqa: E402
+from net import ADMIN_PORT, STORE  # noqa: E402
+from storeproxy import StoreProxy  # noqa: E402
+from stores import Versitygw  # noqa: E402
 
 BINARY = os.environ.get("ISOBAR_BIN", str(CACHE / "target/ci/isobar"))
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 
 
 class Died(Exception):
     """A node ended that nobody had ended."""
 
 
+def mount(arguments):
+    subprocess.run(["mount", *arguments], check=True, stdin=subprocess.DEVNULL)
+
+
 class Node:
-    def __init__(self, node_id, directory, kafka, admin, env):
-        self.id, self.directory, self.kafka, self.admin, self.env = node_id, directory, kafka, admin, env
+    """`space` is the network that its process lives in, as a function that a child calls; `clock` the file that sets its clock."""
+
+    def __init__(self, node_id, directory, kafka, admin, env, space=None):
+        self.id, self.directory, self.kafka, self.admin, self.env, self.space = node_id, directory, kafka, admin, env, space
         self.log = directory / f"node-{node_id}.log"
+        # As `cluster init` writes it.
+        self.data = directory / f"isobar-{node_id}"
+        self.clock = None
         self.process = None
 
     def start(self):
+        def prepare():
+            die_with_parent()
+            if self.space:
+                self.space()
+
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [BINARY, "serve", "--config", f"node-{self.id}.toml"],
                 cwd=self.directory, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                preexec_fn=die_with_parent,
+                preexec_fn=prepare,
             )
+
+    def fake_clock(self):
+        """From the next start on its clock is what `set_clock` says; timers go by another, which stays true."""
+        self.clock = self.directory / f"clock-{self.id}"
+        self.set_clock(0)
+        self.env |= {"LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(self.clock), "FAKETIME_CACHE_DURATION": "1",
+                     "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+
+    def set_clock(self, seconds):
+        new = self.clock.with_suffix(".new")
+        new.write_text(f"{seconds:+}\n")
+        new.rename(self.clock)
+
+    def own_disk(self, mebibytes):
+        """Its data directory becomes a file system of its own, so that it can be full. It lies in memory, so that what else this
+        machine's disk does is not taken for the node's."""
+        memory = self.directory / f"disk-{self.id}"
+        image = memory / "image"
+        memory.mkdir()
+        self.data.mkdir()
+        mount(["-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", memory])
+        with open(image, "wb") as file:
+            file.truncate((mebibytes - 16) << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True, stdin=subprocess.DEVNULL)
+        mount(["-o", "loop", image, self.data])
+        (self.data / "lost+found").rmdir()
+
+    def give_back_disk(self, keep):
+        """Its data is in its directory again, on the disk, if it is to be kept."""
+        if self.data.is_mount():
+            kept = self.directory / f"kept-{self.id}"
+            if keep:
+                shutil.copytree(self.data, kept)
+            for path in (self.data, self.directory / f"disk-{self.id}"):
+                subprocess.run(["umount", path], check=True)
+                path.rmdir()
+            if keep:
+                kept.rename(self.data)
 
     @property
     def alive(self):
@@ -52,27 +112,62 @@ class Node:
                 self.process.kill()
             self.process.wait()
 
+    def said(self, since=0):
+        """Its log from this position on."""
+        with open(self.log, "rb") as file:
+            file.seek(since)
+            return re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode(errors="replace"))
+
     def tail(self, lines=30):
-        text = re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(errors="replace"))
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(self.said().splitlines()[-lines:])
+
+
+class S3Store:
+    """A server behind the proxy that makes its faults, with one bucket."""
+
+    def __init__(self, directory, host="127.0.0.1"):
+        directory.mkdir()
+        self.server = Versitygw(directory)
+        self.server.bucket("bucket")
+        self.proxy = StoreProxy(self.server.address, host)
+
+    @property
+    def url(self):
+        return self.server.url("bucket", "cluster", address=self.proxy.address)
+
+    @property
+    def env(self):
+        return self.server.env | {"AWS_METADATA_ENDPOINT": "http://127.0.0.1:1"}
+
+    def close(self):
+        self.proxy.__exit__()
+        self.server.stop()
 
 
 class Cluster:
-    """Three nodes with all roles, one a zone, on a bucket."""
+    """Three nodes with all roles, one a zone, on a bucket: of an S3 server, or a directory that they share."""
 
-    def __init__(self, directory, url=None, size=3):
-        self.directory = directory
-        ports = free_ports(3 * size)
-        rpc, kafka, admin = (ports[i * size : (i + 1) * size] for i in range(3))
-        init = [BINARY, "cluster", "init", "--store", url or f"file://{directory}/bucket", "--out", str(directory)]
-        for n in range(size):
-            init += ["--node", f"{n + 1}@127.0.0.1:{rpc[n]}", "--zone", f"zone-{n + 1}"]
+    def __init__(self, directory, store="file", net=None, settings=None, size=3):
+        self.directory, self.net = directory, net
+        self.store = S3Store(directory / "store", STORE if net else "127.0.0.1") if store == "s3" else None
+        ids = range(1, size + 1)
+        if net:
+            rpc, kafka, admin = ([f"{net.address(n)}:{port}" for n in ids] for port in (9093, 9092, ADMIN_PORT))
+        else:
+            ports = free_ports(3 * size)
+            rpc, kafka, admin = ([f"127.0.0.1:{port}" for port in ports[i * size : (i + 1) * size]] for i in range(3))
+        url = self.store.url if self.store else f"file://{directory}/bucket"
+        init = [BINARY, "cluster", "init", "--store", url, "--out", str(directory)]
+        for n in ids:
+            init += ["--node", f"{n}@{rpc[n - 1]}", "--zone", f"zone-{n}"]
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
         self.nodes = []
-        for n in range(size):
+        for n in ids:
             # `cluster init` gives Kafka's ports; several clusters may be on this machine.
-            env = {"ISOBAR_LISTENERS_KAFKA": f"127.0.0.1:{kafka[n]}", "ISOBAR_LISTENERS_ADMIN": f"127.0.0.1:{admin[n]}"}
-            self.nodes.append(Node(n + 1, directory, f"127.0.0.1:{kafka[n]}", f"127.0.0.1:{admin[n]}", env))
+            env = {"ISOBAR_LISTENERS_KAFKA": kafka[n - 1], "ISOBAR_LISTENERS_ADMIN": admin[n - 1], **(settings or {})}
+            env |= self.store.env if self.store else {}
+            space = functools.partial(net.enter, n) if net else None
+            self.nodes.append(Node(n, directory, kafka[n - 1], admin[n - 1], env, space))
 
     @property
     def bootstrap(self):
@@ -83,31 +178,37 @@ class Cluster:
             node.start()
         self.wait_whole()
 
-    def status(self, node):
-        """What `isobar cluster status` says at a node; its exit code."""
-        done = subprocess.run([BINARY, "cluster", "status", "--json", "--admin", node.admin], capture_output=True, text=True,
-                              timeout=20, check=False)
-        return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    def standing(self, node):
+        """What a node says of the cluster; None if it does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://{node.admin}/v1/cluster", timeout=5) as answered:
+                return json.load(answered)
+        except OSError:
+            return None
 
     def leader(self):
         """The node that leads the metadata quorum; None while nobody says so."""
         for node in self.nodes:
-            if node.alive:
-                for line in self.status(node)[1]:
-                    if line.get("metadata") == "leader":
-                        return self.nodes[line["id"] - 1]
+            for line in (node.alive and self.standing(node) or {}).get("nodes", ()):
+                if line["metadata"] == "leader":
+                    return self.nodes[line["id"] - 1]
         return None
 
     def wait_whole(self, seconds=60):
-        """Every node says that nothing is wrong."""
+        """Every node says that nothing is wrong, and so does the command."""
         deadline = time.monotonic() + seconds
         for node in self.nodes:
-            while self.status(node)[0] != 0:
+            while (standing := self.standing(node)) is None or standing["wrong"]:
                 if not node.alive:
                     raise Died(f"node {node.id} ended by itself with {node.process.poll()}:\n{node.tail()}")
                 if time.monotonic() > deadline:
-                    raise Died(f"not whole after {seconds} s, says node {node.id}: {self.status(node)}\n{node.tail()}")
+                    raise Died(f"not whole after {seconds} s, says node {node.id}: {standing}\n{node.tail()}")
                 time.sleep(0.05)
+        node = self.nodes[0]
+        done = subprocess.run([BINARY, "cluster", "status", "--admin", node.admin], capture_output=True, text=True, timeout=20,
+                              check=False)
+        if done.returncode != 0 and not self.standing(node)["wrong"]:
+            raise Died(f"cluster status ends with {done.returncode} though nothing is wrong: {done.stdout}{done.stderr}")
 
     def stop(self):
         """SIGTERM to all; True if all ended well."""
@@ -125,3 +226,5 @@ class Cluster:
     def kill(self):
         for node in self.nodes:
             node.kill()
+        if self.store:
+            self.store.close()

@@ -217,7 +217,11 @@ CONSUMER = {
 
 
 class Reader(Client):
-    """Assigns itself every partition and reads; begins again somewhere now and then."""
+    """Assigns itself every partition and reads; with some chance each tenth of a second, begins again somewhere."""
+
+    def __init__(self, load, number, goes_back=0.02):
+        super().__init__(load, number)
+        self.goes_back = goes_back
 
     def work(self):
         consumer = Consumer(self.config(**{**CONSUMER, "group.id": f"nobody-{self.number}"}))
@@ -227,7 +231,7 @@ class Reader(Client):
             pending = []
             gather(consumer, 500, 0.1, pending)
             at.update(record_polls(self.load, self.number, pending))
-            if self.random.random() < 0.02:
+            if self.random.random() < self.goes_back:
                 for key, next_offset in at.items():
                     at[key] = self.random.randint(max(0, next_offset - 2000), next_offset)
                 self.assign(consumer, at)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A proxy before an object store that does to requests what networks and stores do: HTTP/1.1, any store.
 
-    storeproxy.py UPSTREAM_HOST:PORT [LISTEN_PORT [CONTROL_PORT]]      prints "PROXY port CONTROL port"; runs until killed
+    storeproxy.py UPSTREAM_HOST:PORT [[LISTEN_HOST:]LISTEN_PORT [CONTROL_PORT]]   prints "PROXY port CONTROL port"; runs until killed
 
     with StoreProxy("127.0.0.1:9110") as proxy:                        # or from Python
         proxy.set(storm=0.5)        # half of the requests get 503 SlowDown / ServerBusy and are not passed on
@@ -35,9 +35,9 @@ WRITES = ("PUT", "POST", "DELETE")
 
 
 class Proxy:
-    def __init__(self, upstream):
-        host, port = upstream.rsplit(":", 1)
-        self.upstream = host, int(port)
+    def __init__(self, upstream, host):
+        upstream_host, port = upstream.rsplit(":", 1)
+        self.upstream, self.host = (upstream_host, int(port)), host
         self.faults = {}
         names = ("requests", "stormed", "lost", "refused", "slowed", "stops", "cut", "turned_away", "bytes")
         self.count = collections.Counter(dict.fromkeys(names, 0))
@@ -48,7 +48,7 @@ class Proxy:
         self.random = random.Random(1)
 
     async def listen(self, port):
-        self.server = await asyncio.start_server(self.connection, "127.0.0.1", port, limit=1 << 20, backlog=512)
+        self.server = await asyncio.start_server(self.connection, self.host, port, limit=1 << 20, backlog=512)
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def set(self, faults):
@@ -202,8 +202,8 @@ def answer(method, status, code, azure_code=None):
     return head if method == "HEAD" else head + body
 
 
-async def main(upstream, port, control_port):
-    proxy = Proxy(upstream)
+async def main(upstream, host, port, control_port):
+    proxy = Proxy(upstream, host)
     await proxy.listen(port)
     control = await asyncio.start_server(proxy.control, "127.0.0.1", control_port)
     print("PROXY", proxy.port, "CONTROL", control.sockets[0].getsockname()[1], flush=True)
@@ -213,12 +213,12 @@ async def main(upstream, port, control_port):
 class StoreProxy:
     """The proxy in a process of its own."""
 
-    def __init__(self, upstream):
-        command = [sys.executable, str(pathlib.Path(__file__).resolve()), upstream]
+    def __init__(self, upstream, host="127.0.0.1"):
+        command = [sys.executable, str(pathlib.Path(__file__).resolve()), upstream, f"{host}:0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
         words = self.process.stdout.readline().split()
         self.port, self.control = int(words[1]), int(words[3])
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{host}:{self.port}"
 
     def set(self, **faults):
         self._ask("set", json.dumps(faults).encode())
@@ -239,5 +239,5 @@ class StoreProxy:
 
 
 if __name__ == "__main__":
-    ports = [int(port) for port in sys.argv[2:]] + [0, 0]
-    asyncio.run(main(sys.argv[1], ports[0], ports[1]))
+    listen_host, _, listen_port = (sys.argv[2] if len(sys.argv) > 2 else "0").rpartition(":")
+    asyncio.run(main(sys.argv[1], listen_host or "127.0.0.1", int(listen_port), int(sys.argv[3]) if len(sys.argv) > 3 else 0))

@@ -1,0 +1,244 @@
+"""A page that shows a run: what producers and consumers felt, second by second, with the faults marked, and each fault's figures.
+
+    report.py FIGURES.json [PAGE.html]        run.py writes both, as figures.json and report.html
+
+One page that needs nothing else. Long runs are cut into strips that stand below each other.
+"""
+
+import collections
+import html
+import json
+import math
+import pathlib
+import statistics
+import sys
+
+PAGE, FIGURES = "report.html", "figures.json"
+COLOURS = {"process": "#c0392b", "network": "#2471a3", "store": "#b9770e", "disk": "#7d3c98"}
+ACKS, P50, P99, LONGEST, GAP = "#2e7d32", "#0097a7", "#1a237e", "#9fa8da", "#ad1457"
+# Of a strip, in pixels. Each panel: its name, its height.
+LEFT, RIGHT, WIDTH, STRIP_S = 64, 16, 1180, 150
+PANELS = (("acknowledgements a second", 110), ("latency of acknowledgements", 110), ("longest wait of a partition", 80))
+FIGURES_OF_ROUND = ("stall_s", "stall_partition_s", "latency_s", "gap_s", "whole_after_s", "again_after_s")
+SPACE, AXIS, LABEL = 18, 34, 14
+
+
+def write(directory, told):
+    """The figures and the page."""
+    (directory / FIGURES).write_text(json.dumps(told, sort_keys=True))
+    (directory / PAGE).write_text(page(told))
+
+
+def page(told):
+    strips = max(1, math.ceil(len(told["timeline"]) / STRIP_S))
+    # Strips of equal length look better than a short last one.
+    seconds = math.ceil(len(told["timeline"]) / strips / 10) * 10 if told["timeline"] else STRIP_S
+    top = Scales(told["timeline"])
+    pictures = [strip(told, top, n * seconds, seconds) for n in range(strips)]
+    clean = told["result"] == "clean"
+    about = [f"seed {told['seed']}", told["date"], f"commit {told['commit']}", f"store: {told['store']}",
+             "each node in a network of its own" if told["network"] else "nodes on loopback",
+             f"{told['acks']:,} acknowledgements", f"{len(told['rounds'])} rounds in {told['seconds']} s"]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Chaos, seed {told['seed']}</title><style>
+body {{ font: 14px/1.45 system-ui, "Liberation Sans", sans-serif; color: #222; background: #fff; margin: 24px auto; width: {WIDTH}px }}
+h1 {{ font-size: 22px; margin: 0 }} h2 {{ font-size: 16px; margin: 28px 0 6px }} .about {{ color: #666; margin: 2px 0 14px }}
+.result {{ display: inline-block; padding: 1px 10px; border-radius: 10px; color: #fff; background: {'#2e7d32' if clean else '#c62828'} }}
+table {{ border-collapse: collapse; width: 100% }} th, td {{ text-align: right; padding: 3px 10px; border-bottom: 1px solid #e3e3e3 }}
+th {{ font-weight: 600; color: #555; vertical-align: bottom }} td:first-child, th:first-child, .words th:nth-child(3), .words td:nth-child(3) {{ text-align: left }}
+.dot {{ display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 7px }}
+pre {{ background: #f6f6f6; padding: 10px 12px; white-space: pre-wrap }} .legend {{ color: #555; margin: 4px 0 10px }}
+svg text {{ font: 11px system-ui, "Liberation Sans", sans-serif }}
+</style></head><body>
+<h1>Chaos <span class="result">{html.escape(told['result'])}</span></h1>
+<p class="about">{html.escape(' · '.join(about))}</p>
+<p class="legend">{legend()}</p>
+{''.join(pictures)}
+<h2>By fault</h2>
+{by_fault(told['rounds'])}
+<h2>Anomalies and problems</h2>
+{problems(told)}
+<h2>Each round</h2>
+{each_round(told['rounds'])}
+<h2>Settings, by the seed</h2>
+<pre>{html.escape(chr(10).join(f'{k}={v}' for k, v in sorted(told['settings'].items())))}</pre>
+</body></html>
+"""
+
+
+def legend():
+    def dot(colour, text):
+        return f'<span class="dot" style="background:{colour}"></span>{text} &nbsp; '
+
+    lines = [dot(ACKS, "acknowledgements; wait for one"), dot(P50, "p50"), dot(P99, "p99"), dot(LONGEST, "longest"), dot(GAP, "wait of the reader at the log's end")]
+    bands = [dot(colour, f"fault: {role}") for role, colour in COLOURS.items()]
+    return "".join(lines) + "<br>" + "".join(bands) + "pale: healed, not yet whole and serving"
+
+
+class Scales:
+    """What is the top of each panel, the same in all strips."""
+
+    def __init__(self, rows):
+        self.acks = nice(max((row[0] for row in rows), default=1))
+        latencies = [value for row in rows for value in row[1:4] if value]
+        self.low = 10 ** math.floor(math.log10(max(min(latencies, default=1), 0.1)))
+        self.high = 10 ** math.ceil(math.log10(max([*latencies, self.low * 10])))
+        self.wait = nice(max((max(row[5:7]) for row in rows), default=1))
+
+
+def nice(value):
+    """The next of 1, 2, 4, 5, 6, 8, 10 times a power of ten."""
+    power = 10 ** math.floor(math.log10(max(value, 1)))
+    return next(step * power for step in (1, 2, 4, 5, 6, 8, 10) if step * power >= value)
+
+
+def strip(told, top, begin, seconds):
+    rows = told["timeline"][begin : begin + seconds]
+    x = lambda t: LEFT + (t - begin) / seconds * (WIDTH - LEFT - RIGHT)  # noqa: E731
+    end = begin + seconds
+    shown = [r for r in told["rounds"] if r["began_s"] < end and ended(r) > begin]
+    labels, levels = place_labels(shown, x, begin)
+    y0 = 8 + levels * LABEL
+    plots_height = sum(height for _, height in PANELS) + SPACE * (len(PANELS) - 1)
+    out = []
+    for r in shown:
+        left, healed, right = (x(min(max(t, begin), end)) for t in (r["began_s"], r["healed_s"], ended(r)))
+        colour = COLOURS[r["role"]]
+        out.append(f'<g><title>{html.escape(sentence(r))}</title>'
+                   f'<rect x="{left:.1f}" y="{y0}" width="{max(healed - left, 1.5):.1f}" height="{plots_height}" fill="{colour}" opacity=".20"/>'
+                   f'<rect x="{healed:.1f}" y="{y0}" width="{max(right - healed, 0):.1f}" height="{plots_height}" fill="{colour}" opacity=".07"/></g>')
+    for r, at, level in labels:
+        y = 8 + (level + 1) * LABEL - 4
+        out.append(f'<path d="M{x(max(r["began_s"], begin)):.1f} {y + 2} V{y0}" stroke="{COLOURS[r["role"]]}" stroke-width=".8"/>'
+                   f'<text x="{at:.1f}" y="{y}" fill="{COLOURS[r["role"]]}">{html.escape(label(r))}</text>')
+    y = y0
+    places = [(begin + n, row) for n, row in enumerate(rows)]
+    for (name, height), draw in zip(PANELS, (acks_panel, latency_panel, wait_panel)):
+        out.append(f'<rect x="{LEFT}" y="{y}" width="{WIDTH - LEFT - RIGHT}" height="{height}" fill="none" stroke="#bbb"/>')
+        out.append(draw(places, top, x, y, height))
+        out.append(f'<text x="{LEFT + 6}" y="{y + 14}" fill="#333" stroke="#fff" stroke-width="3" paint-order="stroke">{name}</text>')
+        y += height + SPACE
+    y -= SPACE
+    for t in range(math.ceil(begin / 10) * 10, end + 1, 10):
+        out.append(f'<path d="M{x(t):.1f} {y} v4" stroke="#888"/><text x="{x(t):.1f}" y="{y + 16}" text-anchor="middle" fill="#555">'
+                   f'{t // 60}:{t % 60:02}</text>')
+    return f'<svg width="{WIDTH}" height="{y + AXIS}" role="img">{"".join(out)}</svg>\n'
+
+
+def ended(r):
+    return r["healed_s"] + r["whole_after_s"] + r["again_after_s"]
+
+
+def label(r):
+    return f"{r['fault']} {r['node']}"
+
+
+def place_labels(rounds, x, begin):
+    """Each label at its fault, in a row where it meets no other and its line none; how many rows there are."""
+    placed, right_ends = [], []
+    for r in rounds:
+        at = x(max(r["began_s"], begin)) + 2
+        width = 6.1 * len(label(r)) + 8
+        at_most = WIDTH - RIGHT - width
+        # Below every label that its line would cross.
+        level = 1 + max((n for n, right in enumerate(right_ends) if right > min(at, at_most) - 2), default=-1)
+        right_ends[level:level + 1] = [min(at, at_most) + width]
+        placed.append((r, min(at, at_most), level))
+    return placed, max(len(right_ends), 1)
+
+
+def frame_lines(ticks, y_of, text_of):
+    return "".join(f'<path d="M{LEFT} {y_of(t):.1f} H{WIDTH - RIGHT}" stroke="#e4e4e4"/><text x="{LEFT - 6}" y="{y_of(t) + 4:.1f}" '
+                   f'text-anchor="end" fill="#555">{text_of(t)}</text>' for t in ticks)
+
+
+def steps(points, x):
+    """A line that stays for each second where the second was; broken where there was nothing."""
+    path, open_ = [], False
+    for t, y in points:
+        if y is None:
+            open_ = False
+            continue
+        path.append(f"{'L' if open_ else 'M'}{x(t):.1f} {y:.1f}H{x(t + 1):.1f}")
+        open_ = True
+    return "".join(path)
+
+
+def acks_panel(places, top, x, y, height):
+    y_of = lambda v: y + height - v / top.acks * height  # noqa: E731
+    line = steps([(t, y_of(row[0])) for t, row in places], x)
+    if not places:
+        return ""
+    area = f"M{x(places[0][0]):.1f} {y + height}L{line[1:]}V{y + height}Z"
+    return (frame_lines((0, top.acks / 2, top.acks), y_of, lambda v: f"{v:,.0f}")
+            + f'<path d="{area}" fill="{ACKS}" opacity=".16"/><path d="{line}" fill="none" stroke="{ACKS}" stroke-width="1.3"/>')
+
+
+def latency_panel(places, top, x, y, height):
+    span = math.log10(top.high / top.low)
+    y_of = lambda v: y + height - math.log10(max(v, top.low) / top.low) / span * height  # noqa: E731
+    ticks = [top.low * 10**n for n in range(round(span) + 1)]
+    lines = [steps([(t, None if row[n] is None else y_of(row[n])) for t, row in places], x) for n in (3, 1, 2)]
+    return frame_lines(ticks, y_of, lambda v: f"{v:g} ms" if v < 1000 else f"{v / 1000:g} s") + "".join(
+        f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="1.3"/>' for line, colour in zip(lines, (LONGEST, P50, P99)))
+
+
+def wait_panel(places, top, x, y, height):
+    y_of = lambda v: y + height - min(v / top.wait, 1) * height  # noqa: E731
+    lines = [steps([(t, y_of(row[n])) for t, row in places], x) for n in (5, 6)]
+    return frame_lines((0, top.wait / 2, top.wait), y_of, lambda v: f"{v:g} s") + "".join(
+        f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="1.3"/>' for line, colour in zip(lines, (ACKS, GAP)))
+
+
+def sentence(r):
+    return (f"round {r['round']}: {r['fault']}, node {r['node']}{' (leader)' if r['leader'] else ''}, {r['detail']}; silence "
+            f"{r['stall_s']:.2f} s, of a partition {r['stall_partition_s']:.2f} s; latency {r['latency_s']:.2f} s; gap of the reader {r['gap_s']:.2f} s")
+
+
+def table(heads, rows, kind=""):
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table class='{kind}'><tr>{head}</tr>{body}</table>\n"
+
+
+def name_cell(fault, role):
+    return f'<span class="dot" style="background:{COLOURS[role]}"></span>{fault}'
+
+
+def by_fault(rounds):
+    grouped = collections.defaultdict(list)
+    for r in rounds:
+        grouped[r["role"], r["fault"]].append(r)
+    rows = []
+    for (role, fault), of in sorted(grouped.items(), key=lambda item: (list(COLOURS).index(item[0][0]), item[0][1])):
+        def seconds(name):
+            values = [r[name] for r in of]  # noqa: B023
+            return f"{max(values):.2f}" if len(values) == 1 else f"{statistics.median(values):.2f} / {max(values):.2f}"
+
+        rows.append([name_cell(fault, role), len(of),
+                     *(seconds(name) for name in FIGURES_OF_ROUND)])
+    return table(["fault", "rounds", "longest silence<br>of all producers, s", "of one<br>partition, s", "longest wait of a<br>record's producer, s",
+                  "longest gap of<br>the reader, s", "whole after<br>it healed, s", "all partitions<br>served after, s"], rows) + "<p class=about>median / longest</p>"
+
+
+def problems(told):
+    listed = "".join(f"<pre>{html.escape(text)}</pre>" for text in told["problems"])
+    return listed + f"<pre>{html.escape(told['verdict'].strip())}</pre>"
+
+
+def each_round(rounds):
+    rows = [[name_cell(f"{r['round']} {r['fault']}", r["role"]), f"{r['node']}{' (leader)' if r['leader'] else ''}",
+             html.escape(r["detail"]),
+             *(f"{r[name]:.2f}" for name in FIGURES_OF_ROUND)] for r in rounds]
+    return table(["round", "node", "what", "silence of<br>all, s", "of a<br>partition, s", "wait of a<br>record, s", "gap of the<br>reader, s", "whole<br>after, s",
+                  "serves<br>after, s"], rows, kind="words")
+
+
+def main():
+    figures = pathlib.Path(sys.argv[1])
+    target = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else figures.with_name(PAGE)
+    target.write_text(page(json.loads(figures.read_text())))
+
+
+if __name__ == "__main__":
+    main()
