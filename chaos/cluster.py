@@ -118,6 +118,10 @@ class Node:
             file.seek(since)
             return re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode(errors="replace"))
 
+    def panics(self):
+        """Where and why a thread of it has panicked: the process may live on without it."""
+        return [" ".join(found) for found in re.findall(r"^thread (.*) \(\d+\) panicked at (.*):\n(.*)", self.said(), re.MULTILINE)]
+
     def tail(self, lines=30):
         return "\n".join(self.said().splitlines()[-lines:])
 

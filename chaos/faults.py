@@ -313,6 +313,16 @@ def disk_full(scene, node):
     return told
 
 
+@fault("disk", ("disks",))
+def disk_stall(scene, node):
+    """A node's disk takes no writes for a while: they wait, and go on."""
+    subprocess.run(["fsfreeze", "--freeze", node.data], check=True)
+    try:
+        return scene.last(0.5, 3, 12)
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", node.data], check=True)
+
+
 @fault("disk", ("clocks",))
 def clock_jump(scene, node):
     """A node's clock (not its timers) jumps by seconds, minutes or hours, forward or back, and later jumps home."""

@@ -218,7 +218,7 @@ def by_fault(rounds):
         rows.append([name_cell(fault, role), len(of),
                      *(seconds(name) for name in FIGURES_OF_ROUND)])
     return table(["fault", "rounds", "longest silence<br>of all producers, s", "of one<br>partition, s", "longest wait of a<br>record's producer, s",
-                  "longest gap of<br>the reader, s", "whole after<br>it healed, s", "all partitions<br>served after, s"], rows) + "<p class=about>median / longest</p>"
+                  "longest gap of<br>the reader, s", "whole after<br>it healed, s", "all producers<br>served after, s"], rows) + "<p class=about>median / longest</p>"
 
 
 def problems(told):

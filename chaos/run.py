@@ -3,8 +3,8 @@
     python chaos/run.py [--rounds 10] [--seed N] [--faults kill,partition,…] [--rate 1500] [--longest SECONDS] [--store s3|file]
                         [--no-netns] [--keep DIR] [--report DIR] [--results FILE]          --list says which faults there are
 
-Each round is one fault of faults.py and its healing; the next comes when every node says that nothing is wrong, and every partition
-was written to and read from again. The clients are those of tests/crash (idempotent and plain producers, readers, members of a
+Each round is one fault of faults.py and its healing; the next comes when every node says that nothing is wrong, every producer
+has written to every partition again and the reader has read. The clients are those of tests/crash (idempotent and plain producers, readers, members of a
 group, an observer), and so is the judge, `history-check`. At the end everything is read twice, the second time after a stop and a
 start of all; and with a store that speaks S3, its objects are held against metadata (`isobar fsck --deep`).
 
@@ -46,7 +46,7 @@ PARTITIONS = [(topic, p) for topic, count in TOPICS.items() for p in range(count
 TAIL = 12
 # Of a node, in memory: much more than its WAL holds while the store is away for a minute.
 DISK_MIB = 1024
-# Within this all partitions must be written to and read from again once the cluster is whole.
+# Within this all producers must write to all partitions again once the cluster is whole, and the reader read.
 AGAIN_S = 60
 
 
@@ -72,7 +72,7 @@ class TimedSender(Sender):
         def delivered(error, message):
             tell(error, message)
             if error is None:
-                self.recorder.timeline.acked((message.topic(), message.partition()), message.latency())
+                self.recorder.timeline.acked(self.name, (message.topic(), message.partition()), message.latency())
         return delivered
 
 
@@ -142,7 +142,8 @@ class Run:
         clients = [*senders(self.load), Reader(self.load, 11), Reader(self.load, TAIL, goes_back=0), Member(self.load, 21),
                    Member(self.load, 22), Observer(self.load, 31)]
         self.timeline.start()
-        Probe(self.timeline, self.cluster.nodes[0].data).start()
+        # Beside the image of the first node's file system, or of its directory.
+        Probe(self.timeline, next(path for path in (self.directory / "disk-1", self.directory) if path.is_dir())).start()
         for client in clients:
             client.start()
         time.sleep(3)
@@ -201,16 +202,14 @@ class Run:
               f"{told['again_after_s']:5.2f} s later; machine {told['machine_s']:4.2f} s; {detail}", flush=True)
 
     def wait_again(self, since):
-        """Until every partition was written to and read from since; the moment."""
+        """Until every producer had an acknowledgement of every partition since, and the reader a record; the moment."""
         while True:
-            behind = self.timeline.acks.all_since(since), self.timeline.reads.all_since(since)
-            now = time.monotonic()
-            if not any(behind):
+            behind, now = self.timeline.behind(since), time.monotonic()
+            if not behind:
                 return now
             if now - since > AGAIN_S:
-                for what, keys in zip(("written to", "read from"), behind):
-                    for topic, partition in keys:
-                        self.load.problem("again", f"{topic}-{partition} was not {what} for {AGAIN_S} s once the cluster was whole")
+                for who, topic, partition in behind:
+                    self.load.problem("again", f"{who} at {topic}-{partition}: nothing for {AGAIN_S} s once the cluster was whole")
                 return now
             time.sleep(0.05)
 
@@ -311,6 +310,8 @@ def main():
     finally:
         run.close()
     problems |= run.load.problems
+    for node in run.cluster.nodes:
+        problems |= {f"node {node.id} panicked: {panic}": 1 for panic in node.panics()}
     code, verdict = check(run.history, f"acks=1000,reads=1000,faults={args.rounds},restarts,commits,ends")
     print(verdict)
     for text, count in sorted(problems.items()):

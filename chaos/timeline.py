@@ -46,15 +46,13 @@ class Silences:
         """The same of the key that waited longest."""
         return max(self.longest(key, begin, end) for key in self.gaps if key is not ALL)
 
-    def all_since(self, moment):
-        """The keys of which nothing came since."""
-        return [key for key, last in self.last.items() if key is not ALL and last <= moment]
-
 
 class Timeline:
     def __init__(self, partitions):
         self.lock = threading.Lock()
         self.acks, self.reads = Silences(partitions), Silences(partitions)
+        # When each producer last had an acknowledgement of each partition.
+        self.served = {}
         self.seconds = {}
         self.began = None
         self.ended = threading.Event()
@@ -65,11 +63,12 @@ class Timeline:
         self.acks.start(self.began)
         self.reads.start(self.began)
 
-    def acked(self, key, latency_s):
+    def acked(self, producer, key, latency_s):
         with self.lock:
             if self.began is None:
                 return
             now = time.monotonic()
+            self.served[producer, *key] = now
             self.acks.came(key, now)
             second = self._second(now)
             second["acks"] += 1
@@ -87,6 +86,12 @@ class Timeline:
             now = time.monotonic()
             self.reads.came(key, now)
             self._second(now)["reads"] += count
+
+    def behind(self, since):
+        """What has not been served since: (who, topic, partition)."""
+        with self.lock:
+            late = [who for who, last in self.served.items() if last <= since]
+            return late + [("reader", *key) for key, last in self.reads.last.items() if key is not ALL and last <= since]
 
     def _second(self, now):
         return self.seconds.setdefault(int(now - self.began), dict(EMPTY, sample=[]))
