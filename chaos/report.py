@@ -71,7 +71,7 @@ def legend():
         return f'<span class="dot" style="background:{colour}"></span>{text} &nbsp; '
 
     lines = [dot(ACKS, "acknowledgements; wait for one"), dot(P50, "p50"), dot(P99, "p99"), dot(LONGEST, "longest"), dot(GAP, "wait of the reader at the log's end")]
-    bands = [dot(colour, f"fault: {role}") for role, colour in COLOURS.items()]
+    bands = [dot(colour, f"fault: {'disk, clock' if role == 'disk' else role}") for role, colour in COLOURS.items()]
     return "".join(lines) + "<br>" + "".join(bands) + "pale: healed, not yet whole and serving"
 
 
@@ -79,11 +79,13 @@ class Scales:
     """What is the top of each panel, the same in all strips."""
 
     def __init__(self, rows):
-        self.acks = nice(max((row[0] for row in rows), default=1))
+        acks = [row[0] for row in rows]
+        # What was held up comes at once afterwards: such peaks go out at the top.
+        self.acks = nice(min(max(acks, default=1), 3 * statistics.median(acks or [1]) + 1))
         latencies = [value for row in rows for value in row[1:4] if value]
         self.low = 10 ** math.floor(math.log10(max(min(latencies, default=1), 0.1)))
         self.high = 10 ** math.ceil(math.log10(max([*latencies, self.low * 10])))
-        self.wait = nice(max((max(row[5:7]) for row in rows), default=1))
+        self.wait = 10 ** math.ceil(math.log10(max([1, *(max(row[5:7]) for row in rows)])))
 
 
 def nice(value):
@@ -119,6 +121,10 @@ def strip(told, top, begin, seconds):
         out.append(f'<text x="{LEFT + 6}" y="{y + 14}" fill="#333" stroke="#fff" stroke-width="3" paint-order="stroke">{name}</text>')
         y += height + SPACE
     y -= SPACE
+    if told.get("load_ended_s") and begin <= told["load_ended_s"] < end:
+        at = x(told["load_ended_s"])
+        out.append(f'<path d="M{at:.1f} {y0} V{y}" stroke="#555" stroke-dasharray="4 3"/><text x="{at + 5:.1f}" y="{y0 + 14}" fill="#555" '
+                   'stroke="#fff" stroke-width="3" paint-order="stroke">end of the load</text>')
     for t in range(math.ceil(begin / 10) * 10, end + 1, 10):
         out.append(f'<path d="M{x(t):.1f} {y} v4" stroke="#888"/><text x="{x(t):.1f}" y="{y + 16}" text-anchor="middle" fill="#555">'
                    f'{t // 60}:{t % 60:02}</text>')
@@ -165,7 +171,7 @@ def steps(points, x):
 
 
 def acks_panel(places, top, x, y, height):
-    y_of = lambda v: y + height - v / top.acks * height  # noqa: E731
+    y_of = lambda v: y + height - min(v / top.acks, 1) * height  # noqa: E731
     line = steps([(t, y_of(row[0])) for t, row in places], x)
     if not places:
         return ""
@@ -184,9 +190,11 @@ def latency_panel(places, top, x, y, height):
 
 
 def wait_panel(places, top, x, y, height):
-    y_of = lambda v: y + height - min(v / top.wait, 1) * height  # noqa: E731
+    low = 0.1
+    span = math.log10(top.wait / low)
+    y_of = lambda v: y + height - math.log10(max(v, low) / low) / span * height  # noqa: E731
     lines = [steps([(t, y_of(row[n])) for t, row in places], x) for n in (5, 6)]
-    return frame_lines((0, top.wait / 2, top.wait), y_of, lambda v: f"{v:g} s") + "".join(
+    return frame_lines([low * 10**n for n in range(round(span) + 1)], y_of, lambda v: f"{v:g} s") + "".join(
         f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="1.3"/>' for line, colour in zip(lines, (ACKS, GAP)))
 
 

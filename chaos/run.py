@@ -134,7 +134,7 @@ class Run:
         self.recorder = TimedRecorder(self.history, self.timeline)
         self.load = Load(self.recorder, self.cluster.bootstrap, TOPICS, args.seed)
         self.load.rate = args.rate
-        self.rounds = []
+        self.rounds, self.load_ended_s = [], None
 
     def run(self):
         self.cluster.start()
@@ -149,8 +149,10 @@ class Run:
         time.sleep(3)
         for number, fault in zip(range(self.args.rounds), self.order()):
             self.round(number, fault)
+        self.load_ended_s = time.monotonic() - self.timeline.began
         self.load.stop_sending.set()
         self.load.join(clients, Sender, 90)
+        self.timeline.ended.set()
         self.load.stop.set()
         self.load.join(clients, Client, 30)
         # All of it while it lives; then, judged: what a stop of all and a start leave.
@@ -320,7 +322,7 @@ def main():
     described = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     told = {"commit": described.stdout.strip(), "date": time.strftime("%Y-%m-%d", time.gmtime()), "seed": args.seed,
             "store": args.store, "network": net.is_own(), "rate": args.rate, "longest_s": args.longest,
-            "settings": run.settings, "rounds": run.rounds, "acks": run.recorder.acks, "problems": sorted(problems),
+            "settings": run.settings, "rounds": run.rounds, "acks": run.recorder.acks, "load_ended_s": run.load_ended_s, "problems": sorted(problems),
             "seconds": round(time.monotonic() - began), "result": "FAILED" if failed else "clean"}
     if args.results:
         with open(args.results, "a", encoding="utf-8") as file:

@@ -55,6 +55,7 @@ class Timeline:
         self.served = {}
         self.seconds = {}
         self.began = None
+        # Nothing is counted afterwards.
         self.ended = threading.Event()
         self.random = random.Random(1)
 
@@ -65,7 +66,7 @@ class Timeline:
 
     def acked(self, producer, key, latency_s):
         with self.lock:
-            if self.began is None:
+            if self.began is None or self.ended.is_set():
                 return
             now = time.monotonic()
             self.served[producer, *key] = now
@@ -81,7 +82,7 @@ class Timeline:
 
     def read(self, key, count):
         with self.lock:
-            if self.began is None:
+            if self.began is None or self.ended.is_set():
                 return
             now = time.monotonic()
             self.reads.came(key, now)
