@@ -36,7 +36,7 @@ def mount(arguments):
 
 
 class Node:
-    """`space` is the network that its process lives in, as a function that a child calls; `clock` the file that sets its clock."""
+    """`space`: the network that its process lives in, as a function that a child calls. `clock`: the file that sets its clock."""
 
     def __init__(self, node_id, directory, kafka, admin, env, space=None):
         self.id, self.directory, self.kafka, self.admin, self.env, self.space = node_id, directory, kafka, admin, env, space
@@ -120,7 +120,8 @@ class Node:
 
     def panics(self):
         """Where and why a thread of it has panicked: the process may live on without it."""
-        return [" ".join(found) for found in re.findall(r"^thread (.*) \(\d+\) panicked at (.*):\n(.*)", self.said(), re.MULTILINE)]
+        lines = re.findall(r"^thread (.*) \(\d+\) panicked at (.*):\n(.*)", self.said(), re.MULTILINE)
+        return [" ".join(found) for found in lines]
 
     def tail(self, lines=30):
         return "\n".join(self.said().splitlines()[-lines:])

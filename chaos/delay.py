@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds back the packets that the namespace's rules give to queue 0, in order: what `tc netem delay` does, which this kernel lacks.
+"""Holds back the packets that the namespace's rules give to queue 0, in order: `tc netem delay`, which this kernel lacks.
 
     delay.py DELAY_MS JITTER_MS SEED      SIGTERM ends it; it prints how many packets it held
 

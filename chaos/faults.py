@@ -133,7 +133,7 @@ def kill_all(scene, _node):
 
 @fault("process")
 def pause(scene, node):
-    """A node is stopped by a signal: so short that nobody notices, so long that it is suspected, or that its session is fenced."""
+    """A node is stopped by a signal: so short that nobody notices, so long that it is suspected, or that it is fenced."""
     node.send(signal.SIGSTOP)
     try:
         return scene.last(0.2, 1.5, 4, 11)
@@ -327,7 +327,7 @@ def disk_stall(scene, node):
 def clock_jump(scene, node):
     """A node's clock (not its timers) jumps by seconds, minutes or hours, forward or back, and later jumps home."""
     # Metadata's time is still the leader's (not the median of the voters', DESIGN.md invariant 8): after a jump of more than ten
-    # minutes forward there it stands still for as long, which is alarmed about for as long. That is known, and would end each run.
+    # minutes forward there it stands still for as long, and so long there is an alarm. That is known, and would end each run.
     leads = scene.cluster.leader() is node
     seconds = scene.random.choice((1, -1)) * scene.random.choice((3, 60, 500) if leads else (3, 60, 600, 7200))
     node.set_clock(seconds)

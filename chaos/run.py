@@ -4,14 +4,16 @@
                         [--no-netns] [--keep DIR] [--report DIR] [--results FILE]          --list says which faults there are
 
 Each round is one fault of faults.py and its healing; the next comes when every node says that nothing is wrong, every producer
-has written to every partition again and the reader has read. The clients are those of tests/crash (idempotent and plain producers, readers, members of a
-group, an observer), and so is the judge, `history-check`. At the end everything is read twice, the second time after a stop and a
-start of all; and with a store that speaks S3, its objects are held against metadata (`isobar fsck --deep`).
+has written to every partition again and the reader has read. The clients are those of tests/crash (idempotent and plain
+producers, readers, members of a group, an observer), and so is the judge, `history-check`. At the end everything is read twice,
+the second time after a stop and a start of all; and with a store that speaks S3, its objects are held against metadata (`isobar
+fsck --deep`).
 
-Where namespaces can be made the whole run is in a network of its own, each node in another, and nodes' file systems lie in memory;
-else on loopback and on disk, without the faults that need the former. What is printed of each round, and in the report (report.py) with a picture: the longest silence of acknowledgements, of
-all and of the partition that waited longest; the longest that a record waited for its own; the longest gap of the reader at the end of
-the log; and how soon the cluster was whole and served again.
+Where namespaces can be made the whole run is in a network of its own, each node in another, and nodes' file systems lie in
+memory; else on loopback and on disk, without the faults that need the former. What is printed of each round, and in the report
+(report.py) with a picture: the longest silence of acknowledgements, of all and of the partition that waited longest; the longest
+that a record waited for its own; the longest gap of the reader at the end of the log; how soon the cluster was whole and served
+again; and what the machine itself made a small synced write wait.
 """
 
 import argparse
@@ -77,7 +79,7 @@ class TimedSender(Sender):
 
 
 class Probe(threading.Thread):
-    """What this machine does to everybody: how long a small synced write beside the nodes' data takes, and a turn on a processor."""
+    """What this machine does to everybody: how long a small synced write takes beside the nodes' data."""
 
     def __init__(self, timeline, directory):
         super().__init__(name="Probe", daemon=True)
@@ -97,8 +99,8 @@ class Probe(threading.Thread):
 def senders(load):
     """Idempotent and plain; every codec of two.
 
-    Of plain ones no order is asked, even with one request in flight: librdkafka counts that for each connection (its issue 1969), so
-    when a partition's leader moves while a request waits at the old one, later records go to the new one first. What the brokers
+    Of plain ones no order is asked, even with one request in flight: librdkafka counts that for each connection (its issue 1969),
+    so when a partition's leader moves while a request waits at the old one, later records go to the new one first. What brokers
     promise is the order of one connection, and that of an idempotent producer.
     """
     kinds = [
@@ -134,6 +136,8 @@ class Run:
         self.recorder = TimedRecorder(self.history, self.timeline)
         self.load = Load(self.recorder, self.cluster.bootstrap, TOPICS, args.seed)
         self.load.rate = args.rate
+        # Clients without one stay with the broker that they asked: at last all of them with one.
+        self.load.zones = tuple(f"zone-{node.id}" for node in self.cluster.nodes)
         self.rounds, self.load_ended_s = [], None
 
     def run(self):
@@ -192,16 +196,18 @@ class Run:
         told = {
             "round": number, "fault": fault.name, "role": fault.role, "detail": detail, "node": node.id, "leader": node is leader,
             "began_s": began - self.timeline.began, "healed_s": healed - self.timeline.began,
-            "whole_after_s": whole - healed, "again_after_s": again - whole, "stall_s": acked.longest(ALL, began, again),
-            "stall_partition_s": acked.worst(began, again), "latency_s": self.timeline.longest_of("longest", began, again), "gap_s": read.worst(began, again), "calm_s": calm,
-            "machine_s": self.timeline.longest_of("machine", began, again), "acks": self.recorder.acks - acks,
+            "whole_after_s": whole - healed, "again_after_s": again - whole, "calm_s": calm, "acks": self.recorder.acks - acks,
+            "stall_s": acked.longest(ALL, began, again), "stall_partition_s": acked.worst(began, again),
+            "latency_s": self.timeline.longest_of("longest", began, again), "gap_s": read.worst(began, again),
+            "machine_s": self.timeline.longest_of("machine", began, again),
         }
         told = {name: round(value, 3) if isinstance(value, float) else value for name, value in told.items()}
         self.rounds.append(told)
         where = f"node {node.id}{' (leader)' if node is leader else ''}"
-        print(f"{number:3} {fault.name:24} {where:15} silence {told['stall_s']:5.2f} s, of a partition {told['stall_partition_s']:5.2f} s, "
-              f"latency {told['latency_s']:5.2f} s, gap {told['gap_s']:5.2f} s; whole {told['whole_after_s']:5.2f} s after, serves "
-              f"{told['again_after_s']:5.2f} s later; machine {told['machine_s']:4.2f} s; {detail}", flush=True)
+        print(f"{number:3} {fault.name:24} {where:15} silence {told['stall_s']:5.2f} s, of a partition "
+              f"{told['stall_partition_s']:5.2f} s, latency {told['latency_s']:5.2f} s, gap {told['gap_s']:5.2f} s; whole "
+              f"{told['whole_after_s']:5.2f} s after, serves {told['again_after_s']:5.2f} s later; machine "
+              f"{told['machine_s']:4.2f} s; {detail}", flush=True)
 
     def wait_again(self, since):
         """Until every producer had an acknowledgement of every partition since, and the reader a record; the moment."""
@@ -211,7 +217,7 @@ class Run:
                 return now
             if now - since > AGAIN_S:
                 for who, topic, partition in behind:
-                    self.load.problem("again", f"{who} at {topic}-{partition}: nothing for {AGAIN_S} s once the cluster was whole")
+                    self.load.problem("again", f"{who} at {topic}-{partition}: nothing for {AGAIN_S} s once all was whole")
                 return now
             time.sleep(0.05)
 
@@ -255,7 +261,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--faults", help="in turn, or one of the roles process, network, store, disk; default: all that can be made here")
+    parser.add_argument("--faults", help="in turn; or process, network, store or disk: those of a role; default: all")
     parser.add_argument("--rate", type=float, default=1500, help="records a second, all producers together")
     parser.add_argument("--longest", type=float, default=60, help="seconds that a fault lasts at most")
     parser.add_argument("--store", choices=("s3", "file"), help="default: s3 if VERSITYGW names the program")
@@ -319,10 +325,11 @@ def main():
     for text, count in sorted(problems.items()):
         print(f"PROBLEM ({count} times) {text}")
     failed = code != 0 or bool(problems)
-    described = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    told = {"commit": described.stdout.strip(), "date": time.strftime("%Y-%m-%d", time.gmtime()), "seed": args.seed,
-            "store": args.store, "network": net.is_own(), "rate": args.rate, "longest_s": args.longest,
-            "settings": run.settings, "rounds": run.rounds, "acks": run.recorder.acks, "load_ended_s": run.load_ended_s, "problems": sorted(problems),
+    git = ["git", "-C", HERE, "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    told = {"commit": commit, "date": time.strftime("%Y-%m-%d", time.gmtime()), "seed": args.seed, "store": args.store,
+            "network": net.is_own(), "rate": args.rate, "longest_s": args.longest, "settings": run.settings, "rounds": run.rounds,
+            "acks": run.recorder.acks, "load_ended_s": run.load_ended_s, "problems": sorted(problems),
             "seconds": round(time.monotonic() - began), "result": "FAILED" if failed else "clean"}
     if args.results:
         with open(args.results, "a", encoding="utf-8") as file:
@@ -336,7 +343,7 @@ def main():
         node.give_back_disk(keep=failed or bool(args.keep))
     if not failed and not args.keep:
         shutil.rmtree(directory, ignore_errors=True)
-    print(f"{'FAILED' if failed else 'clean'} after {time.monotonic() - began:.0f} s, seed {args.seed}, in {directory}", flush=True)
+    print(f"{told['result']} after {told['seconds']} s, seed {args.seed}, in {directory}", flush=True)
     # Clients that hang must not hold the verdict.
     sys.stdout.flush()
     os._exit(1 if failed else 0)

@@ -110,8 +110,8 @@ class Timeline:
             return max(self.seconds.get(n, EMPTY)[what] for n in seconds)
 
     def table(self):
-        """For each second: acknowledgements; p50, p99 and longest of their latency in milliseconds (None: there were none); records
-        read; and how long by its end the partition that waited longest had been silent, for producers and for the reader."""
+        """For each second: acknowledgements; p50, p99 and longest of their latency in ms (None: there were none); records read;
+        and how long by its end the partition that waited longest had been silent, for producers and for the reader."""
         with self.lock:
             count = max(self.seconds, default=-1) + 1
             waited = [self._waited(silences, count) for silences in (self.acks, self.reads)]

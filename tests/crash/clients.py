@@ -42,6 +42,8 @@ class Load:
         self.partitions = [(topic, p) for topic, count in topics.items() for p in range(count)]
         self.topics = topics
         self.seed = seed
+        # Clients are in these by turns, and one in so many and one says none.
+        self.zones = ()
         self.stop_sending = threading.Event()
         self.stop = threading.Event()
         self.problems = {}
@@ -80,6 +82,9 @@ class Client(threading.Thread):
         self.number = number
         self.random = random.Random(f"{load.seed}/{number}")
         self.fatal = None
+        zones = ("", *load.zones)
+        zone = zones[number % len(zones)]
+        self.client_id = f"{self.name},zone={zone}" if zone else self.name
 
     def run(self):
         try:
@@ -88,7 +93,7 @@ class Client(threading.Thread):
             self.load.problem(self.name, f"died: {e!r}")
 
     def config(self, **more):
-        return {**COMMON, "bootstrap.servers": self.load.bootstrap, "client.id": self.name, **more,
+        return {**COMMON, "bootstrap.servers": self.load.bootstrap, "client.id": self.client_id, **more,
                 "error_cb": self.told_error}
 
     def told_error(self, error):
