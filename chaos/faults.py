@@ -12,13 +12,15 @@ import contextlib
 import dataclasses
 import functools
 import os
+import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 
-from cluster import Died
+from cluster import Cluster, Died
 from net import CLIENTS, STORE
 
 
@@ -30,29 +32,59 @@ class Fault:
     make: Callable
     needs: tuple = ()
     on: str = "any"
+    starts: bool = True
+
+    def beside(self, other):
+        """Both at once: this one's name and role, and while it is made, the other, which starts no process (a node dies with the
+        thread that started it)."""
+        def make(scene, node):
+            told = []
+            rng = random.Random(scene.random.random())
+            aside = dataclasses.replace(scene, random=rng)
+            thread = threading.Thread(target=lambda: told.append(other.make(aside, rng.choice(scene.cluster.nodes))))
+            thread.start()
+            # So that it is on, and perhaps goes on afterwards.
+            time.sleep(1)
+            detail = self.make(scene, node)
+            thread.join()
+            if not told:
+                scene.problem(f"fault {other.name}", "it failed")
+            return "; ".join([*([detail] if detail else []), f"{other.name}: {' '.join(told)}"])
+        return dataclasses.replace(self, name=f"{self.name}+{other.name}", make=make)
 
 
 FAULTS = {}
 ROLES = ("process", "network", "store", "disk")
 
 
-def fault(role, needs=(), on="any", name=None):
+def fault(role, needs=(), on="any", name=None, starts=False):
     def register(function):
         called = name or function.__name__.replace("_", "-")
         # Of a partial function that of the whole.
         text = getattr(function, "func", function).__doc__
         words = text.split() + ("Here: the leader of the metadata quorum.".split() if on == "leader" else [])
-        FAULTS[called] = Fault(called, role, " ".join(words), function, needs, on)
+        FAULTS[called] = Fault(called, role, " ".join(words), function, needs, on, starts or role == "process")
         return function
     return register
 
 
+@dataclasses.dataclass
 class Scene:
-    """What a fault may work on. `longest_s` bounds how long one lasts."""
+    """What a fault may work on."""
 
-    def __init__(self, cluster, rng, longest_s, problem):
-        self.cluster, self.net, self.store, self.random = cluster, cluster.net, cluster.store, rng
-        self.longest_s, self.problem = longest_s, problem
+    cluster: Cluster
+    random: random.Random
+    # How long one lasts at most.
+    longest_s: float
+    problem: Callable
+
+    @property
+    def net(self):
+        return self.cluster.net
+
+    @property
+    def store(self):
+        return self.cluster.store
 
     def seconds(self, *choices_s):
         """How long the fault shall last: one of these."""
@@ -276,7 +308,7 @@ def store_lost_put_responses(scene, _node):
 FILLED_S = 40
 
 
-@fault("disk")
+@fault("disk", starts=True)
 def wipe_cache(scene, node):
     """A node is killed or stopped, and finds its broker's cache directory gone when it starts again."""
     node.send(scene.random.choice((signal.SIGKILL, signal.SIGTERM)))
@@ -286,7 +318,7 @@ def wipe_cache(scene, node):
     return ""
 
 
-@fault("disk", ("disks", "s3"))
+@fault("disk", ("disks", "s3"), starts=True)
 def disk_full(scene, node):
     """A node's file system is full, while the store is away so that its WAL must grow; it lasts on once the node has noticed."""
     filler, log_end = node.data / "filler", node.log.stat().st_size

@@ -257,7 +257,8 @@ def by_fault(rounds):
         rows.append([name_cell(fault, role), len(of),
                      *(seconds(name) for name in FIGURES_OF_ROUND)])
     heads = ["fault", "rounds", "longest silence<br>of all producers, s", "of one<br>partition, s",
-             "longest wait<br>of a record, s", "longest gap of<br>the reader, s", "whole after<br>it healed, s", "all producers<br>served after, s"]
+             "longest wait<br>of a record, s", "longest gap of<br>the reader, s", "whole after<br>it healed, s",
+             "all producers<br>served after, s"]
     return table(heads, rows) + '<p class="about">median / longest</p>'
 
 

@@ -172,9 +172,13 @@ class Run:
                 self.fsck()
 
     def order(self):
-        """The faults in turn if they were named, else each time in another order."""
+        """The faults in turn if they were named, else each time in another order; with --pairs another one beside each."""
+        aside = [fault for fault in self.args.faults if not fault.starts]
         while True:
-            yield from self.args.faults if self.args.named else self.random.sample(self.args.faults, len(self.args.faults))
+            for fault in self.args.faults if self.args.named else self.random.sample(self.args.faults, len(self.args.faults)):
+                # A fault of the network or of the store beside one of its own would undo it.
+                others = [other for other in aside if other.role != fault.role] if self.args.pairs else []
+                yield fault.beside(self.random.choice(others)) if others else fault
 
     def round(self, number, fault):
         # A round does the same whatever came before it.
@@ -262,6 +266,7 @@ def parse_args():
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--faults", help="in turn; or process, network, store or disk: those of a role; default: all")
+    parser.add_argument("--pairs", action="store_true", help="beside each fault another of another role")
     parser.add_argument("--rate", type=float, default=1500, help="records a second, all producers together")
     parser.add_argument("--longest", type=float, default=60, help="seconds that a fault lasts at most")
     parser.add_argument("--store", choices=("s3", "file"), help="default: s3 if VERSITYGW names the program")
