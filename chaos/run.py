@@ -19,6 +19,7 @@ again; and what the machine itself made a small synced write wait.
 import argparse
 import collections
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -332,10 +333,15 @@ def main():
     failed = code != 0 or bool(problems)
     git = ["git", "-C", HERE, "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    told = {"commit": commit, "date": time.strftime("%Y-%m-%d", time.gmtime()), "seed": args.seed, "store": args.store,
-            "network": net.is_own(), "rate": args.rate, "longest_s": args.longest, "settings": run.settings, "rounds": run.rounds,
-            "acks": run.recorder.acks, "load_ended_s": run.load_ended_s, "problems": sorted(problems),
-            "seconds": round(time.monotonic() - began), "result": "FAILED" if failed else "clean"}
+    binary = pathlib.Path(BINARY)
+    utc = lambda seconds: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))  # noqa: E731
+    told = {
+        "date": utc(time.time()), "commit": commit, "binary_built": utc(binary.stat().st_mtime),
+        "binary_sha256": hashlib.sha256(binary.read_bytes()).hexdigest(), "seed": args.seed, "store": args.store,
+        "network": net.is_own(), "rate": args.rate, "longest_s": args.longest, "settings": run.settings, "rounds": run.rounds,
+        "acks": run.recorder.acks, "load_ended_s": run.load_ended_s, "problems": sorted(problems),
+        "seconds": round(time.monotonic() - began), "result": "FAILED" if failed else "clean",
+    }
     if args.results:
         with open(args.results, "a", encoding="utf-8") as file:
             file.write(json.dumps(told, sort_keys=True) + "\n")
