@@ -139,7 +139,7 @@ class Run:
         self.load.rate = args.rate
         # Clients without one stay with the broker that they asked: at last all of them with one.
         self.load.zones = tuple(f"zone-{node.id}" for node in self.cluster.nodes)
-        self.rounds, self.load_ended_s = [], None
+        self.rounds, self.load_ended_s, self.panics = [], None, collections.Counter()
 
     def run(self):
         self.cluster.start()
@@ -188,6 +188,8 @@ class Run:
         node = leader if fault.on == "leader" and leader else chosen
         scene = Scene(self.cluster, rng, self.args.longest, self.load.problem)
         time.sleep(1.5)
+        self.restart_panicked()
+        self.cluster.wait_whole()
         began, acks = time.monotonic(), self.recorder.acks
         calm = self.timeline.acks.worst(began - 1.5, began)
         self.recorder.add(0, "fault", kind=fault.name)
@@ -214,9 +216,20 @@ class Run:
               f"{told['whole_after_s']:5.2f} s after, serves {told['again_after_s']:5.2f} s later; machine "
               f"{told['machine_s']:4.2f} s; {detail}", flush=True)
 
+    def restart_panicked(self):
+        """A node with a thread that panicked is a problem, and starts again, so that the rest of the run shows other things."""
+        for node in self.cluster.nodes:
+            if len(panics := node.panics()) > self.panics[node.id]:
+                for panic in panics[self.panics[node.id] :]:
+                    self.load.problem(f"node {node.id} panicked", panic)
+                self.panics[node.id] = len(panics)
+                node.kill()
+                node.start()
+
     def wait_again(self, since):
         """Until every producer had an acknowledgement of every partition since, and the reader a record; the moment."""
         while True:
+            self.restart_panicked()
             behind, now = self.timeline.behind(since), time.monotonic()
             if not behind:
                 return now
@@ -224,7 +237,7 @@ class Run:
                 for who, topic, partition in behind:
                     self.load.problem("again", f"{who} at {topic}-{partition}: nothing for {AGAIN_S} s once all was whole")
                 return now
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def fsck(self):
         code, findings, summary = fsck(BINARY, self.cluster.nodes[0].admin, deep=True)
@@ -323,9 +336,10 @@ def main():
         problems[f"the cluster: {e}"] = 1
     finally:
         run.close()
-    problems |= run.load.problems
     for node in run.cluster.nodes:
-        problems |= {f"node {node.id} panicked: {panic}": 1 for panic in node.panics()}
+        for panic in node.panics()[run.panics[node.id] :]:
+            run.load.problem(f"node {node.id} panicked", panic)
+    problems |= run.load.problems
     code, verdict = check(run.history, f"acks=1000,reads=1000,faults={args.rounds},restarts,commits,ends")
     print(verdict)
     for text, count in sorted(problems.items()):
