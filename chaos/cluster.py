@@ -4,6 +4,7 @@ On loopback, or each node in its own network namespace (net.py). Environment: IS
 VERSITYGW, for a store that speaks S3.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -117,6 +118,14 @@ class Node:
         with open(self.log, "rb") as file:
             file.seek(since)
             return re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode(errors="replace"))
+
+    def waited_s(self):
+        """How long the threads of its process, together, were ready and had no processor."""
+        waited = 0.0
+        for task in pathlib.Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                waited += int(task.read_text().split()[1]) / 1e9
+        return waited
 
     def panics(self):
         """Where and why a thread of it has panicked: the process may live on without it."""

@@ -19,6 +19,7 @@ ACKS, P50, P99, LONGEST, GAP = "#2e7d32", "#0097a7", "#1a237e", "#9fa8da", "#ad1
 # Of a strip, in pixels. Each panel: its name, its height.
 LEFT, RIGHT, WIDTH, STRIP_S = 64, 16, 1180, 150
 PANELS = (("acknowledgements a second", 110), ("latency of acknowledgements", 110), ("longest wait of a partition", 80))
+MACHINE = ("machine_s", "starved")
 FIGURES_OF_ROUND = ("stall_s", "stall_partition_s", "latency_s", "gap_s", "whole_after_s", "again_after_s")
 SPACE, AXIS, LABEL = 18, 34, 14
 
@@ -270,9 +271,9 @@ def problems(told):
 def each_round(rounds):
     rows = [[name_cell(f"{r['round']} {r['fault']}", r["role"]), f"{r['node']}{' (leader)' if r['leader'] else ''}",
              html.escape(r["detail"]),
-             *(f"{r[name]:.2f}" for name in FIGURES_OF_ROUND)] for r in rounds]
+             *(f"{r[name]:.2f}" for name in (*FIGURES_OF_ROUND, *MACHINE))] for r in rounds]
     heads = ["round", "node", "what", "silence<br>of all, s", "of a<br>partition, s", "wait of a<br>record, s",
-             "gap of the<br>reader, s", "whole<br>after, s", "serves<br>after, s"]
+             "gap of the<br>reader, s", "whole<br>after, s", "serves<br>after, s", "synced<br>write, s", "threads<br>starved"]
     return table(heads, rows, kind="words")
 
 

@@ -13,7 +13,8 @@ Where namespaces can be made the whole run is in a network of its own, each node
 memory; else on loopback and on disk, without the faults that need the former. What is printed of each round, and in the report
 (report.py) with a picture: the longest silence of acknowledgements, of all and of the partition that waited longest; the longest
 that a record waited for its own; the longest gap of the reader at the end of the log; how soon the cluster was whole and served
-again; and what the machine itself made a small synced write wait.
+again. Of the machine itself: what a small synced write waited, and how many threads of a node, on average, were ready and had no
+processor (`starved`).
 """
 
 import argparse
@@ -191,6 +192,7 @@ class Run:
         self.restart_panicked()
         self.cluster.wait_whole()
         began, acks = time.monotonic(), self.recorder.acks
+        waited = {node: (node.process.pid, node.waited_s()) for node in self.cluster.nodes}
         calm = self.timeline.acks.worst(began - 1.5, began)
         self.recorder.add(0, "fault", kind=fault.name)
         detail = fault.make(scene, node)
@@ -199,6 +201,9 @@ class Run:
         self.cluster.wait_whole()
         whole = time.monotonic()
         again = self.wait_again(whole)
+        # Of one that was started meanwhile all that it waited.
+        before = {node: waited_s for node, (pid, waited_s) in waited.items() if node.process.pid == pid}
+        starved = (node.waited_s() - before.get(node, 0) for node in self.cluster.nodes)
         acked, read = self.timeline.acks, self.timeline.reads
         told = {
             "round": number, "fault": fault.name, "role": fault.role, "detail": detail, "node": node.id, "leader": node is leader,
@@ -206,7 +211,7 @@ class Run:
             "whole_after_s": whole - healed, "again_after_s": again - whole, "calm_s": calm, "acks": self.recorder.acks - acks,
             "stall_s": acked.longest(ALL, began, again), "stall_partition_s": acked.worst(began, again),
             "latency_s": self.timeline.longest_of("longest", began, again), "gap_s": read.worst(began, again),
-            "machine_s": self.timeline.longest_of("machine", began, again),
+            "machine_s": self.timeline.longest_of("machine", began, again), "starved": max(starved) / (again - began),
         }
         told = {name: round(value, 3) if isinstance(value, float) else value for name, value in told.items()}
         self.rounds.append(told)
@@ -214,7 +219,7 @@ class Run:
         print(f"{number:3} {fault.name:24} {where:15} silence {told['stall_s']:5.2f} s, of a partition "
               f"{told['stall_partition_s']:5.2f} s, latency {told['latency_s']:5.2f} s, gap {told['gap_s']:5.2f} s; whole "
               f"{told['whole_after_s']:5.2f} s after, serves {told['again_after_s']:5.2f} s later; machine "
-              f"{told['machine_s']:4.2f} s; {detail}", flush=True)
+              f"{told['machine_s']:4.2f} s, starved {told['starved']:4.2f}; {detail}", flush=True)
 
     def restart_panicked(self):
         """A node with a thread that panicked is a problem, and starts again, so that the rest of the run shows other things."""
