@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use isobar_host::{BufferPool, Host};
+use isobar_host::{BufferPool, Host, Spawner};
 use isobar_metadata::command::MAX_CHUNK_BATCHES;
 use isobar_metadata::{Durability, LaneId, PartitionKey, StreamId};
 use isobar_protocol::error::ErrorCode;
@@ -255,6 +255,8 @@ impl Lanes {
 /// One lane.
 pub(crate) struct Lane {
     pub(crate) host: Host,
+    /// The broker's runtime: answers come on threads of the journal and of Raft, which are not for a lane's work.
+    pub(crate) spawner: Spawner,
     pub(crate) target: LaneTarget,
     pub(crate) pool: BufferPool,
     pub(crate) metrics: Arc<Metrics>,
@@ -278,6 +280,7 @@ impl Lane {
         let state = Mutex::new(State::new(target.stream));
         Arc::new(Self {
             host,
+            spawner: Spawner::current(),
             max_chunk_bytes,
             target,
             pool,
@@ -345,7 +348,7 @@ impl Lane {
         drop(state);
         if opened && !self.limits.linger.is_zero() {
             let lane = Arc::clone(self);
-            self.host.spawn("lane-linger", async move {
+            self.spawner.spawn("lane-linger", async move {
                 tokio::time::sleep(lane.limits.linger).await;
                 lane.send_due();
             });

@@ -122,7 +122,7 @@ impl Lane {
         if !state.moving && !state.stopped && (state.displaced || left) {
             state.moving = true;
             let lane = Arc::clone(self);
-            self.host.spawn("lane.move", async move { lane.go_on().await });
+            self.spawner.spawn("lane.move", async move { lane.go_on().await });
         }
     }
 
@@ -197,7 +197,7 @@ impl Lane {
         let floor = state.commits.floor();
         while let Some((stream, _)) = state.left.pop_front_if(|(_, end)| *end <= floor) {
             let lane = Arc::clone(self);
-            self.host.spawn("lane.close", async move {
+            self.spawner.spawn("lane.close", async move {
                 while !lane.is_stopped() {
                     let close = Command::CloseStream(CloseStream { stream });
                     match lane.target.session.propose(close).await {
@@ -298,7 +298,7 @@ impl Lane {
         if pause {
             state.pausing = true;
             let lane = Arc::clone(self);
-            self.host.spawn("lane.again", async move {
+            self.spawner.spawn("lane.again", async move {
                 tokio::time::sleep(RETRY).await;
                 lane.state.lock().pausing = false;
                 lane.propose_due();

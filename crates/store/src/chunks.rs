@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use isobar_host::Host;
+use isobar_host::{Host, Spawner};
 use isobar_metadata::ids::{LaneId, ObjectId, SessionId, StoreId};
 use isobar_protocol::batch::BatchHeader;
 use isobar_wal::Chunk;
@@ -80,6 +80,8 @@ pub struct ChunkStoreParts {
 
 struct Shared {
     parts: ChunkStoreParts,
+    /// Of whoever made it: appends come on threads that are not for PUTs.
+    spawner: Spawner,
     ids: ObjectIds,
     line: Mutex<Line>,
 }
@@ -103,7 +105,8 @@ impl ChunkStore {
     /// For one lane of one session.
     pub fn new(parts: ChunkStoreParts) -> Self {
         let ids = ObjectIds::new(&parts.host, Arc::clone(&parts.proposer), GRANT_COUNT, GRANT_LIFETIME);
-        Self { shared: Arc::new(Shared { parts, ids, line: Mutex::default() }) }
+        let spawner = Spawner::current();
+        Self { shared: Arc::new(Shared { parts, spawner, ids, line: Mutex::default() }) }
     }
 
     /// Puts a chunk. `number` is the one its commit will have.
@@ -114,7 +117,7 @@ impl ChunkStore {
             line.issued - 1
         };
         let shared = Arc::clone(&self.shared);
-        self.shared.parts.host.spawn("chunk-put", async move {
+        self.shared.spawner.spawn("chunk-put", async move {
             let landing = Landing { shared: Arc::clone(&shared), ticket, done: Some(done) };
             let put = shared.put(&chunk, number).await;
             landing.land(put);

@@ -258,6 +258,14 @@ impl LocalReplica {
         &self.shared.metrics
     }
 
+    /// Why it takes no appends ever again, if that is so: its disk has failed. A full disk is no such reason.
+    pub fn stopped(&self) -> Option<String> {
+        match self.shared.journal.refusal() {
+            None | Some(JournalError::DiskFull | JournalError::Closed) => None,
+            Some(error) => Some(error.to_string()),
+        }
+    }
+
     /// Chunks that metadata may still need, and their bytes on disk.
     pub fn live(&self) -> (u64, u64) {
         self.shared.state.lock().index.live()

@@ -15,10 +15,23 @@ use crate::ensemble::{Candidate, TooFewReplicas, choose_ensemble};
 const CONNECT_PATIENCE: Duration = Duration::from_millis(100);
 
 impl QuorumWal {
-    /// Chooses the ensemble of a new stream among the directories of the image, of those that answer within
+    /// Chooses the ensemble of a new stream among the directories of the image that take streams, of those that answer within
     /// [`crate::RemoteOptions::probe_timeout`]; who is not connected, or was too slow of late, is not waited for so long if the others
     /// suffice. `asker`: see [`choose_ensemble`].
     pub async fn choose(&self, image: &Image, asker: u64) -> Result<Vec<DirectoryId>, TooFewReplicas> {
+        choose_ensemble(&self.candidates(image, asker).await, image.write_quorum(), asker)
+    }
+
+    /// The same of those only that have room and were not too slow of late: nobody leaves a stream that works for one that has to
+    /// do with less.
+    pub async fn choose_good(&self, image: &Image, asker: u64) -> Result<Vec<DirectoryId>, TooFewReplicas> {
+        let mut candidates = self.candidates(image, asker).await;
+        candidates.retain(|candidate| candidate.has_room && !candidate.is_suspect);
+        choose_ensemble(&candidates, image.write_quorum(), asker)
+    }
+
+    /// Everybody, and what came of asking them.
+    async fn candidates(&self, image: &Image, asker: u64) -> Vec<Candidate> {
         let shared = &self.shared;
         let write_quorum = image.write_quorum();
         let mut candidates = Vec::new();
@@ -26,6 +39,7 @@ impl QuorumWal {
         // Those that are worth waiting for.
         let mut awaited = BTreeSet::new();
         for (place, (record, handle)) in (image.directories())
+            .filter(|record| record.takes_streams())
             .filter_map(|record| Some((record, shared.handle(record.directory).ok()?)))
             .enumerate()
         {
@@ -64,6 +78,6 @@ impl QuorumWal {
                 }
             }
         }
-        choose_ensemble(&candidates, write_quorum, asker)
+        candidates
     }
 }
