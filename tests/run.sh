@@ -4,7 +4,7 @@
 # needs. Logs of suites that fail are kept in the directory named at the end.
 . "$(dirname "$0")/lib/common.sh"
 
-ALL=(fmt arrows deny clippy unit demo sim clients flood formats recover stores fuzz powercut crash cluster aws)
+ALL=(fmt arrows deny clippy unit demo deploy sim clients flood formats recover stores fuzz powercut crash cluster members aws)
 # No suite takes longer than this; one that hangs is ended and counts as failed.
 SUITE_SECONDS=${SUITE_SECONDS:-1500}
 

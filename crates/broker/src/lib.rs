@@ -40,7 +40,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use isobar_host::watch;
 use isobar_host::{BufferPool, Host, Listener, Task};
-use isobar_metadata::command::{FenceSession, RegisterDirectory, RegisterSession, UpdateSession};
+use isobar_metadata::command::{FenceSession, RegisterSession, UpdateSession};
 use isobar_metadata::record::SessionState;
 use isobar_metadata::{
     Command, CommandResult, DirectoryId, Durability, EffectBatch, EffectKind, Image, PlacementId, SessionId,
@@ -54,7 +54,7 @@ use isobar_wal::Wal;
 pub use live::LiveImage;
 pub use metrics::Metrics;
 pub use options::Options;
-pub use session::{Alone, Ensembles, Session};
+pub use session::{Alone, Ensembles, Session, register_directory};
 use sink::Sink;
 
 /// How long a request waits for the image to reach a barrier before its client is told to try again.
@@ -105,8 +105,8 @@ pub struct Parts {
     pub image: Arc<LiveImage>,
     /// Where chunks go.
     pub wal: Arc<dyn Wal>,
-    /// The local WAL directory.
-    pub directory: DirectoryId,
+    /// The local WAL directory, registered by the caller; `None`: this node has no replica.
+    pub directory: Option<DirectoryId>,
     /// Where streams are opened.
     pub ensembles: Arc<dyn Ensembles>,
     /// Reads objects of the home store.
@@ -199,12 +199,6 @@ impl RunningBroker {
         let listener = host.listen(&options.listen).await.map_err(listen_failed)?;
         let local_addr = listener.local_addr().map_err(listen_failed)?;
         let registration = registration(host, &options, local_addr, parts.home_store, parts.directory)?;
-        let directory = RegisterDirectory {
-            directory: parts.directory,
-            node_id: options.node_id,
-            zone: registration.zone.clone(),
-            cloud: String::new(),
-        };
         let (tell_over, over) = watch::channel(None);
         let known: Arc<OnceLock<SessionId>> = Arc::default();
         let following = Following {
@@ -217,7 +211,6 @@ impl RunningBroker {
         let following = host.spawn("broker.follow", async move {
             tell_over.send_replace(Some(following.await));
         });
-        session::register_directory(&parts.quorum, directory).await?;
         // Who cannot write must not be among the brokers: clients would be sent to it.
         wait_for_replicas(&*parts.ensembles).await;
         let session = Arc::new(Session::register(&parts.quorum, registration).await?);
@@ -455,7 +448,7 @@ fn registration(
     options: &Options,
     local_addr: SocketAddr,
     home_store: StoreId,
-    directory: DirectoryId,
+    directory: Option<DirectoryId>,
 ) -> Result<RegisterSession, BrokerError> {
     let (advertised_host, port) = match &options.advertise {
         Some(addr) => split_host_port(addr)?,
@@ -471,7 +464,7 @@ fn registration(
         region: String::new(),
         zone: options.rack.clone().unwrap_or_default(),
         home_store,
-        directory: Some(directory),
+        directory,
         feature_level: isobar_metadata::command::FEATURE_LEVEL,
     })
 }

@@ -144,13 +144,14 @@ impl Drop for Answered<'_> {
     }
 }
 
-/// Registers the node's WAL directory, so that ensembles may name it.
-pub(crate) async fn register_directory(
-    quorum: &Quorum,
-    directory: RegisterDirectory,
-) -> Result<(), BrokerError> {
+/// Registers a WAL directory, so that ensembles may name it. Before the first broker that is to write there.
+pub async fn register_directory(quorum: &Quorum, directory: RegisterDirectory) -> Result<(), BrokerError> {
     match propose(quorum, Envelope::unnumbered(Command::RegisterDirectory(directory))).await? {
         CommandResult::Done(outcome) if outcome.error_code == 0 => Ok(()),
+        CommandResult::Done(outcome) => Err(BrokerError::Refused {
+            what: "the node's WAL directory",
+            answer: outcome.message.unwrap_or_default(),
+        }),
         other => Err(BrokerError::Refused { what: "the node's WAL directory", answer: format!("{other:?}") }),
     }
 }

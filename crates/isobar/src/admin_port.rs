@@ -5,7 +5,6 @@ use std::sync::Arc;
 use isobar_admin::{Admin, Health};
 use isobar_broker::RunningBroker;
 use isobar_host::Host;
-use isobar_raft::archive::Archiver;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
@@ -17,32 +16,37 @@ pub(crate) async fn start_admin(
     host: &Host,
     options: &NodeOptions,
     mut registry: Registry,
-    broker: &Arc<RunningBroker>,
-    archiver: &Archiver,
+    broker: Option<Arc<RunningBroker>>,
+    lost: Option<Lost>,
     operations: Arc<NodeOperations>,
 ) -> Result<Option<Admin>, NodeError> {
     let Some(addr) = &options.admin else { return Ok(None) };
     registry.register_collector(Box::new(ProcessUsage { host: host.clone() }));
-    let health = Arc::new(NodeHealth { broker: Arc::clone(broker), lost: archiver.lost() });
+    let health = Arc::new(NodeHealth { broker, lost });
     Ok(Some(Admin::start(host, addr, Arc::new(registry), health, operations).await?))
 }
 
+/// Why the archive is not this node's any more.
+type Lost = isobar_host::watch::Receiver<Option<String>>;
+
 struct NodeHealth {
-    broker: Arc<RunningBroker>,
-    lost: isobar_host::watch::Receiver<Option<String>>,
+    broker: Option<Arc<RunningBroker>>,
+    lost: Option<Lost>,
 }
 
 impl Health for NodeHealth {
     fn alive(&self) -> Result<(), String> {
-        health(&self.broker, &self.lost)
+        health(self.broker.as_deref(), self.lost.as_ref())
     }
 
     fn ready(&self) -> Result<(), String> {
-        health(&self.broker, &self.lost)
+        health(self.broker.as_deref(), self.lost.as_ref())
     }
 
     fn refresh(&self) {
-        self.broker.refresh_metrics();
+        if let Some(broker) = &self.broker {
+            broker.refresh_metrics();
+        }
     }
 }
 
@@ -81,12 +85,10 @@ impl prometheus_client::collector::Collector for ProcessUsage {
     }
 }
 
-pub(crate) fn health(
-    broker: &RunningBroker,
-    lost: &isobar_host::watch::Receiver<Option<String>>,
-) -> Result<(), String> {
-    match &*lost.borrow() {
-        Some(why) => Err(why.clone()),
-        None => broker.health(),
+/// Of the roles that the node has.
+pub(crate) fn health(broker: Option<&RunningBroker>, lost: Option<&Lost>) -> Result<(), String> {
+    match lost.and_then(|lost| lost.borrow().clone()) {
+        Some(why) => Err(why),
+        None => broker.map_or(Ok(()), RunningBroker::health),
     }
 }

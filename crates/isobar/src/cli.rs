@@ -139,11 +139,56 @@ pub(crate) enum ClusterCommand {
         #[arg(long, value_name = "DIR", default_value = ".")]
         out: PathBuf,
     },
+    /// Make a node that has joined a voter of the metadata quorum.
+    ///
+    /// A node joins by itself when it is started with the cluster's id, secret and voters and with an address of its own
+    /// (listeners.cluster). It then serves clients and keeps chunks by its roles; it votes only once it was added.
+    Add(ChangeArgs),
+    /// Bring a node back that has lost its data directory and was started again with an empty one.
+    ///
+    /// The old directory must be gone for good: what it promised no longer counts, and should it come back it is refused.
+    Replace {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// Where the other nodes reach it, if that is another place than before.
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<String>,
+    },
+    /// Take a node out for good. Drain it first.
+    Remove {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// Its disk is gone for good: do not wait for what is not uploaded yet. What only that disk had is lost then.
+        #[arg(long)]
+        lost: bool,
+    },
+    /// Move everything off a node: new chunks, clients, and what waits in its WAL. Ends when nothing needs the node any more.
+    Drain {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// Take it back: the node takes chunks and clients again.
+        #[arg(long)]
+        cancel: bool,
+    },
+    /// Let the cluster use what the newest release brought, once all nodes run it. Older releases cannot join it any more.
+    Upgrade {
+        #[command(flatten)]
+        remote: AdminRemote,
+    },
     /// Show the nodes of a cluster, who leads, and what is wrong. Exit code 0 only if nothing is.
     Status {
         #[command(flatten)]
         remote: AdminRemote,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChangeArgs {
+    /// The node's id.
+    #[arg(value_name = "NODE")]
+    pub(crate) node: u64,
+    #[command(flatten)]
+    pub(crate) remote: AdminRemote,
 }
 
 #[derive(Debug, Subcommand)]

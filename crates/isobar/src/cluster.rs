@@ -1,19 +1,22 @@
-//! `isobar cluster`: the files of a new cluster, and how a running one is.
+//! `isobar cluster`: the files of a new cluster, how a running one is, and its nodes that come and go.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use isobar_host::Host;
 use isobar_node::config::{Config, nodes};
 use isobar_node::node::new_cluster_id;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::admin_client::ask;
-use crate::cli::{AdminRemote, ClusterCommand};
+use crate::cli::{AdminRemote, ChangeArgs, ClusterCommand};
 use crate::output::Output;
 
+/// Between two looks at a node that is drained.
+const DRAIN_LOOK: Duration = Duration::from_secs(1);
 const SECRET: &str = "cluster.secret";
 /// Kafka's port, and the default of `listeners.admin`; of several nodes at one address each has the next.
 const KAFKA_PORT: u16 = 9092;
@@ -22,7 +25,51 @@ const ADMIN_PORT: u16 = 9644;
 pub(crate) async fn run(command: ClusterCommand) -> Result<(), Failure> {
     match command {
         ClusterCommand::Init { nodes, zones, store, out } => init(&nodes, &zones, &store, &out),
+        ClusterCommand::Add(change) => ask_for(&change, "add", json!({})).await,
+        ClusterCommand::Replace { change, address } => {
+            ask_for(&change, "replace", json!({ "address": address.unwrap_or_default() })).await
+        }
+        ClusterCommand::Remove { change, lost } => ask_for(&change, "remove", json!({ "lost": lost })).await,
+        ClusterCommand::Drain { change, cancel: true } => ask_for(&change, "undrain", json!({})).await,
+        ClusterCommand::Drain { change, cancel: false } => drain(&change).await,
+        ClusterCommand::Upgrade { remote } => {
+            let done = ask(&Host::real(), &remote, "/v1/cluster/upgrade", Some(json!({}))).await?;
+            tell(&remote, &done)
+        }
         ClusterCommand::Status { remote } => status(&remote).await,
+    }
+}
+
+/// Has the leader do something to a node; any node passes it on.
+async fn ask_for(change: &ChangeArgs, what: &str, mut body: Value) -> Result<(), Failure> {
+    body["node"] = json!(change.node);
+    let done = ask(&Host::real(), &change.remote, &format!("/v1/cluster/{what}"), Some(body)).await?;
+    tell(&change.remote, &done)
+}
+
+fn tell(remote: &AdminRemote, done: &Value) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    Ok(match remote.json {
+        true => writeln!(stdout, "{done}")?,
+        false => writeln!(stdout, "{}", done["said"].as_str().unwrap_or_default())?,
+    })
+}
+
+/// Until nothing needs the node; what is left is told as it changes.
+async fn drain(change: &ChangeArgs) -> Result<(), Failure> {
+    let host = Host::real();
+    let mut said = Value::Null;
+    loop {
+        let body = json!({ "node": change.node });
+        let done = ask(&host, &change.remote, "/v1/cluster/drain", Some(body)).await?;
+        if done["said"] != said {
+            tell(&change.remote, &done)?;
+            said = done["said"].clone();
+        }
+        if done["open_streams"] == 0 && done["waiting_chunks"] == 0 {
+            return Ok(());
+        }
+        tokio::time::sleep(DRAIN_LOOK).await;
     }
 }
 

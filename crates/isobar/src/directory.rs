@@ -21,10 +21,21 @@ pub(crate) struct NodeFormat {
     /// The cluster's marker was made in the store; since version 2.
     #[serde(default)]
     pub(crate) store_marked: bool,
+    /// Whose the claim on the cluster's incarnation is, 32 hexadecimal digits; since version 3. Before it was always the metadata
+    /// directory's own id.
+    #[serde(default)]
+    claim_owner: Option<String>,
 }
 
-/// 1: the first. 2: `store_marked`.
-const NODE_FORMAT_VERSION: u32 = 2;
+impl NodeFormat {
+    pub(crate) fn owner(&self) -> Option<[u8; 16]> {
+        let digits = self.claim_owner.as_deref()?;
+        u128::from_str_radix(digits, 16).ok().map(u128::to_be_bytes)
+    }
+}
+
+/// 1: the first. 2: `store_marked`. 3: `claim_owner`.
+const NODE_FORMAT_VERSION: u32 = 3;
 
 pub(crate) fn refuse_half_recovered(host: &Host, data: &Path) -> Result<(), NodeError> {
     let names = host.disk().list(data).map_err(|source| NodeError::Data { path: data.to_owned(), source })?;
@@ -63,16 +74,22 @@ pub(crate) fn read_format(host: &Host, options: &NodeOptions) -> Result<Option<N
     Ok(Some(format))
 }
 
+/// The store's marker was seen or made.
 pub(crate) fn write_format(
     host: &Host,
     data: &Path,
     node_id: i32,
     cluster_id: &str,
-    store_marked: bool,
+    owner: [u8; 16],
 ) -> Result<(), NodeError> {
     let path = data.join("node.json");
-    let format =
-        NodeFormat { version: NODE_FORMAT_VERSION, cluster_id: cluster_id.to_owned(), node_id, store_marked };
+    let format = NodeFormat {
+        version: NODE_FORMAT_VERSION,
+        cluster_id: cluster_id.to_owned(),
+        node_id,
+        store_marked: true,
+        claim_owner: Some(format!("{:032x}", u128::from_be_bytes(owner))),
+    };
     let mut text = serde_json::to_vec_pretty(&format)
         .map_err(|error| NodeError::Format { path: path.clone(), what: error.to_string() })?;
     text.push(b'\n');

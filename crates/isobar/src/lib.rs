@@ -6,10 +6,12 @@ pub mod config;
 mod directory;
 mod jobs;
 mod member;
+mod membership;
 pub mod node;
 mod open_store;
 mod operations;
 mod recover;
+mod serving;
 mod standing;
 
 pub use recover::{Found, RecoverError, RecoverOptions, Recovered, find, recover};

@@ -6,9 +6,13 @@
 //! Invariants
 //! 1. Start order: transport, quorum ready (a barrier of this life), own replica reconciled and then served, writer, broker,
 //!    heartbeats. Stop order: the reverse, the transport last.
-//! 2. Only the leader of a cluster that is being formatted probes and marks the store; the others wait for its marker.
+//! 2. Only the leader of a cluster that is being formatted probes and marks the store; the others wait for its marker and claim.
+//! 3. A directory that is new begins a cluster only together with all other first voters, if all of them are new too; else it is
+//!    let in by the leader: by itself as a learner, by an operator if it was a voter's ([`crate::membership`]).
+//! 4. A cluster that begins on a store that has one of its name refuses: every metadata directory was lost, and
+//!    `isobar recover` is the way.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,27 +20,56 @@ use std::time::Duration;
 use async_trait::async_trait;
 use isobar_broker::{Ensembles, LiveImage};
 use isobar_host::{Host, Task, watch};
-use isobar_metadata::{DirectoryId, SessionId, StreamId};
-use isobar_raft::{EffectStream, Heartbeats, LivenessLimits, Quorum};
+use isobar_metadata::record::DirectoryState;
+use isobar_metadata::{ClusterFormat, DirectoryId, EffectKind, Image, SessionId, StreamId};
+use isobar_raft::{EffectStream, Heartbeats, LivenessLimits, Quorum, RaftNetwork};
 use isobar_rpc::{Rpc, RpcMetrics, RpcOptions, Secret, ServiceId};
-use isobar_store::{Bucket, MarkerFound};
+use isobar_store::{Bucket, MarkerFound, read_claim};
 use isobar_wal::{
-    Directories, Found, LocalReplica, QuorumMetrics, QuorumOptions, QuorumWal, Replica, Wal, WalService,
+    Directories, Found, LocalReplica, QuorumMetrics, QuorumOptions, QuorumWal, Wal as _, WalService,
 };
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 
-use crate::node::{NodeError, NodeOptions};
+use crate::membership::{Change, Kind, Membership, address_of};
+use crate::node::{NodeError, NodeOptions, new_format, quorum_options};
+use crate::serving::Writing;
 
 /// How often a start says whom it waits for.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
-/// Between two looks for the store's marker while another node formats the cluster.
+/// Between two looks for the store's marker while another node formats the cluster, and between two questions of a node that
+/// wants to join.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How many replicas a stream should have, and how often more are looked for while it has fewer.
 const REPLICAS: u32 = 3;
 const LOOK_FOR_MORE: Duration = Duration::from_secs(1);
 /// Spreads askers that follow each other.
 const ASKER: u64 = 0x9e37_79b9;
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// Serves Kafka's clients, uploads, compacts.
+    pub broker: bool,
+    /// Keeps chunks on its disk until they are uploaded.
+    pub wal: bool,
+    /// May vote in the metadata quorum. Without it a node follows the metadata and decides nothing.
+    pub metadata: bool,
+}
+
+impl Roles {
+    /// As in the configuration, with commas between.
+    pub(crate) fn names(self) -> String {
+        let named = [(self.broker, "broker"), (self.wal, "wal"), (self.metadata, "metadata")];
+        named.iter().filter(|(has, _)| *has).map(|(_, name)| *name).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Default for Roles {
+    fn default() -> Self {
+        Self { broker: true, wal: true, metadata: true }
+    }
+}
 
 /// How a node is one of a cluster.
 #[derive(Debug, Clone, Default)]
@@ -45,9 +78,11 @@ pub struct ClusterOptions {
     pub id: String,
     /// The file with the secret by which nodes know each other, the same at all nodes.
     pub secret_file: PathBuf,
-    /// The nodes that the cluster begins with, as (node id, `host:port` of the transport), the same at all. Empty: this node is alone.
+    /// The voters that the cluster began with, as (node id, `host:port` of the transport), the same at all. A node that is not
+    /// among them asks them to let it in. Empty: this node is alone.
     pub voters: Vec<(u64, String)>,
-    /// Where the transport listens, if not at this node's address among the voters.
+    /// Where the transport listens, if not at this node's address among the voters; of a node that is not among them also where
+    /// others reach it.
     pub listen: Option<String>,
 }
 
@@ -64,11 +99,7 @@ impl ClusterOptions {
 }
 
 /// Listens for the other nodes.
-pub(crate) async fn start_rpc(
-    host: &Host,
-    options: &NodeOptions,
-    registry: &mut Registry,
-) -> Result<Rpc, NodeError> {
+async fn start_rpc(host: &Host, options: &NodeOptions, registry: &mut Registry) -> Result<Rpc, NodeError> {
     let cluster = &options.cluster;
     let path = &cluster.secret_file;
     let secret = host.read_file(path).map_err(|error| NodeError::Format {
@@ -77,10 +108,11 @@ pub(crate) async fn start_rpc(
     })?;
     let node_id = options.broker.node_id;
     let own = cluster.address_of(u64::try_from(node_id).unwrap_or(0));
-    let Some(own) = own else {
-        return Err(NodeError::Refused(format!("node {node_id} is not among cluster.voters")));
+    let Some(listen) = cluster.listen.as_deref().or(own) else {
+        return Err(NodeError::Refused(format!(
+            "node {node_id} is not among cluster.voters: say in listeners.cluster where the others reach it"
+        )));
     };
-    let listen = cluster.listen.as_deref().unwrap_or(own);
     let metrics = RpcMetrics::default();
     metrics.register(registry);
     let settings = RpcOptions {
@@ -90,8 +122,118 @@ pub(crate) async fn start_rpc(
     Ok(Rpc::start(host, settings).await?)
 }
 
+/// A node's place in its cluster, before it has a WAL and serves.
+pub(crate) struct Joining {
+    pub(crate) rpc: Rpc,
+    pub(crate) quorum: Quorum,
+    pub(crate) membership: Membership,
+}
+
+/// Starts the transport and the metadata member, and waits until that is one of the group and has everything that is acknowledged.
+pub(crate) async fn join(
+    host: &Host,
+    options: &NodeOptions,
+    fresh: bool,
+    registry: &mut Registry,
+) -> Result<Joining, NodeError> {
+    let rpc = start_rpc(host, options, registry).await?;
+    let membership = Membership::start(host, &rpc, options.roles);
+    let cluster = &options.cluster;
+    let node_id = u64::try_from(options.broker.node_id).unwrap_or(1);
+    let mut quorum = quorum_options(options, node_id);
+    if fresh {
+        let theirs = format_of_the_others(&membership, node_id, cluster).await;
+        quorum.format = Some(theirs.unwrap_or_else(|| new_format(cluster.id.clone(), cluster.voters.len())));
+    }
+    let own = cluster.address_of(node_id).or(cluster.listen.as_deref());
+    quorum.address = own.unwrap_or_default().to_owned();
+    quorum.network = Some(RaftNetwork::new(rpc.clone()));
+    quorum.initial_voters.clone_from(&cluster.voters);
+    quorum.may_vote = options.roles.metadata;
+    let quorum = Quorum::start(host, quorum).await?;
+    membership.set_quorum(&quorum);
+    let joining = Joining { rpc, quorum, membership };
+    let asking = (cluster.address_of(node_id).is_none()).then(|| joining.ask_to_join(host, cluster));
+    wait_for_quorum(&joining.quorum).await?;
+    if let Some(asking) = asking {
+        asking.abort();
+    }
+    Ok(joining)
+}
+
+/// What the cluster was formatted with, if it has begun without this node; `None` if all of its first voters, this one among
+/// them, have yet to begin.
+async fn format_of_the_others(
+    membership: &Membership,
+    node_id: u64,
+    cluster: &ClusterOptions,
+) -> Option<ClusterFormat> {
+    let is_first = cluster.address_of(node_id).is_some();
+    let others: Vec<_> = cluster.voters.iter().filter(|(id, _)| *id != node_id).collect();
+    let mut beginners = BTreeSet::new();
+    let mut said = None;
+    while !is_first || beginners.len() < others.len() {
+        for (id, address) in &others {
+            match membership.ask_about(*id, address).await {
+                Ok(about) if about.format.is_some() => return about.format,
+                Ok(_) => {
+                    beginners.insert(*id);
+                }
+                Err(error) if said.is_none_or(|at: tokio::time::Instant| at.elapsed() >= SAY_AGAIN) => {
+                    said = Some(tokio::time::Instant::now());
+                    tracing::warn!(node = id, address, %error, "waiting for the other nodes");
+                }
+                Err(_) => {}
+            }
+        }
+        if !is_first || beginners.len() < others.len() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+    None
+}
+
+impl Joining {
+    /// Asks to be let in until it is: harmless if it is in already.
+    fn ask_to_join(&self, host: &Host, cluster: &ClusterOptions) -> Task {
+        let (membership, quorum) = (self.membership.clone(), self.quorum.clone());
+        let address = cluster.listen.clone().unwrap_or_default();
+        let change = Change { kind: Kind::Join as i32, node: quorum.node_id(), address, ..Change::default() };
+        let contacts = cluster.voters.clone();
+        host.spawn("node.join", async move {
+            let mut said = String::new();
+            for (id, contact) in contacts.iter().cycle() {
+                match membership.ask_for(*id, contact, &change).await {
+                    Ok(done) => return tracing::info!(done.said, "joined the cluster"),
+                    Err(error) if error.to_string() != said => {
+                        said = error.to_string();
+                        tracing::warn!(node = id, contact, %error, "not let in yet");
+                    }
+                    Err(_) => {}
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        })
+    }
+}
+
+/// Whose the cluster's incarnation is: what its claim says, which was made by the leader that formatted the store, or by
+/// `isobar recover`. `NodeError` if that cannot have been of this group.
+pub(crate) async fn owner(quorum: &Quorum, bucket: &Bucket, image: &Image) -> Result<[u8; 16], NodeError> {
+    let Some(claim) = read_claim(bucket, image.incarnation()).await? else { return Ok(quorum.incarnation()) };
+    let owner = claim.owner().ok_or_else(|| NodeError::Refused(format!("the claim {claim:?} is damaged")))?;
+    let is_new = image.directories().next().is_none();
+    if is_new && quorum.membership().iter().all(|member| member.incarnation != owner) {
+        return Err(NodeError::Refused(format!(
+            "the store holds cluster {} already, and none of the nodes here has its metadata. If all of their directories were              lost, `isobar recover` brings it back from the store; a new cluster needs another id (`isobar cluster init`) and              another prefix",
+            claim.cluster_id
+        )));
+    }
+    Ok(owner)
+}
+
 /// Waits until this member knows a leader and has everything that is acknowledged.
-pub(crate) async fn wait_for_quorum(quorum: &Quorum) -> Result<(), NodeError> {
+async fn wait_for_quorum(quorum: &Quorum) -> Result<(), NodeError> {
     loop {
         match quorum.wait_ready(SAY_AGAIN).await {
             Ok(()) => return Ok(()),
@@ -103,11 +245,14 @@ pub(crate) async fn wait_for_quorum(quorum: &Quorum) -> Result<(), NodeError> {
     }
 }
 
-/// Waits until the store is marked as this cluster's, or this member leads and may do that itself.
+/// Waits until the store is marked and claimed as this cluster's, or this member leads and may do that itself.
 pub(crate) async fn wait_for_marker(quorum: &Quorum, bucket: &Bucket) {
     let cluster_id = &quorum.cluster().cluster_id;
     while !quorum.is_leader() {
-        if matches!(bucket.check_marker(cluster_id).await, Ok(MarkerFound::Ours)) {
+        let incarnation = quorum.subscribe().0.incarnation();
+        if matches!(bucket.check_marker(cluster_id).await, Ok(MarkerFound::Ours))
+            && matches!(read_claim(bucket, incarnation).await, Ok(Some(_)))
+        {
             return;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -117,21 +262,20 @@ pub(crate) async fn wait_for_marker(quorum: &Quorum, bucket: &Bucket) {
 /// Finds the WAL directories of the image.
 struct Nodes {
     rpc: Rpc,
+    quorum: Quorum,
     image: Arc<LiveImage>,
-    local: LocalReplica,
-    replica: Arc<dyn Replica>,
-    addresses: BTreeMap<i32, String>,
+    local: Option<LocalReplica>,
 }
 
 impl Directories for Nodes {
     fn find(&self, directory: DirectoryId) -> Found {
-        if directory == self.local.directory() {
-            return Found::Replica(Arc::clone(&self.replica));
+        if let Some(local) = self.local.as_ref().filter(|local| local.directory() == directory) {
+            return Found::Replica(Arc::new(local.clone()));
         }
-        let node_id = self.image.with(|image| image.directory(directory).map(|record| record.node_id));
-        let Some(node_id) = node_id else { return Found::Removed };
-        match self.addresses.get(&node_id) {
-            Some(address) => Found::Remote(self.rpc.peer(node_id, address)),
+        let record = self.image.with(|image| image.directory(directory).cloned());
+        let Some(record) = record.filter(|record| !record.is_removed()) else { return Found::Removed };
+        match u64::try_from(record.node_id).ok().and_then(|id| address_of(&self.quorum, id)) {
+            Some(address) => Found::Remote(self.rpc.peer(record.node_id, &address)),
             None => Found::Unknown,
         }
     }
@@ -164,81 +308,91 @@ impl Ensembles for Chooser {
                 // A stream that is over is followed by another in any case.
                 Some(standing) if standing.is_closed => break,
                 None => break,
-                Some(standing) if standing.live.count_ones() >= REPLICAS => {
-                    if changes.changed().await.is_err() {
+                Some(standing) => {
+                    let is_leaving = self.is_leaving(stream);
+                    let left = standing.live.count_ones();
+                    if is_leaving && self.wal.choose(&self.image.snapshot(), self.asker).await.is_ok() {
+                        return;
+                    }
+                    if left < REPLICAS {
+                        let chosen = self.wal.choose_good(&self.image.snapshot(), self.asker).await;
+                        if chosen.is_ok_and(|ensemble| ensemble.len() > left as usize) {
+                            return;
+                        }
+                    }
+                }
+            }
+            tokio::select! {
+                biased;
+                changed = changes.changed() => {
+                    if changed.is_err() {
                         return std::future::pending().await;
                     }
                 }
-                Some(standing) => {
-                    let chosen = self.wal.choose(&self.image.snapshot(), self.asker).await;
-                    let left = standing.live.count_ones() as usize;
-                    if chosen.is_ok_and(|ensemble| ensemble.len() > left) {
-                        return;
-                    }
-                    tokio::time::sleep(LOOK_FOR_MORE).await;
-                }
+                () = tokio::time::sleep(LOOK_FOR_MORE) => {}
             }
         }
         tokio::time::sleep(LOOK_FOR_MORE).await;
     }
 }
 
+impl Chooser {
+    /// Whether one of its replicas is drained or removed.
+    fn is_leaving(&self, stream: StreamId) -> bool {
+        self.image.with(|image| {
+            let Some(stream) = image.stream(stream) else { return false };
+            let stays = |id: &DirectoryId| image.directory(*id).is_some_and(|record| record.takes_streams());
+            !stream.ensemble.iter().all(stays)
+        })
+    }
+}
+
 /// See the module.
 pub(crate) struct Member {
     rpc: Rpc,
+    membership: Membership,
     heartbeats: Heartbeats,
     listening: Task,
-    following: Task,
+    following: Option<Task>,
     beating: Arc<Mutex<Option<Task>>>,
     tell_over: watch::Sender<Option<String>>,
 }
 
 /// What a member is made of.
 pub(crate) struct MemberParts {
-    pub(crate) rpc: Rpc,
-    pub(crate) quorum: Quorum,
-    pub(crate) local: LocalReplica,
+    pub(crate) joining: Joining,
+    pub(crate) local: Option<LocalReplica>,
     /// Those after the image that `local` was reconciled with.
     pub(crate) effects: EffectStream,
     pub(crate) image: Arc<LiveImage>,
 }
 
-/// What a broker of a cluster writes to.
-pub(crate) struct Writing {
-    pub(crate) wal: Arc<dyn Wal>,
-    pub(crate) ensembles: Arc<dyn Ensembles>,
-}
-
 impl Member {
     /// Serves the node's replica and makes its writer.
-    pub(crate) fn start(
-        host: &Host,
-        options: &NodeOptions,
-        parts: MemberParts,
-        registry: &mut Registry,
-    ) -> (Self, Writing) {
-        let MemberParts { rpc, quorum, local, effects, image } = parts;
+    pub(crate) fn start(host: &Host, parts: MemberParts, registry: &mut Registry) -> (Self, Writing) {
+        let MemberParts { joining: Joining { rpc, quorum, membership }, local, effects, image } = parts;
         let (tell_over, _) = watch::channel(None);
-        let following = follow(host, local.clone(), effects, tell_over.clone());
-        rpc.register(ServiceId::WAL, Arc::new(WalService::new(host, local.clone())));
+        let following = local.clone().map(|local| {
+            membership.set_replica(&local);
+            rpc.register(ServiceId::WAL, Arc::new(WalService::new(host, local.clone())));
+            follow(host, local, effects, tell_over.clone())
+        });
         let (heartbeats, listening) = Heartbeats::start(host, &quorum, &rpc, LivenessLimits::default());
-        let voters = options.cluster.voters.iter();
-        let addresses = voters.filter_map(|(id, address)| Some((i32::try_from(*id).ok()?, address.clone())));
-        let nodes = Nodes {
-            rpc: rpc.clone(),
-            image: Arc::clone(&image),
-            replica: Arc::new(local.clone()),
-            local,
-            addresses: addresses.collect(),
-        };
+        let asker = quorum.node_id().wrapping_mul(ASKER);
+        let nodes = Nodes { rpc: rpc.clone(), quorum, image: Arc::clone(&image), local };
         let metrics = QuorumMetrics::default();
         metrics.register(registry);
         let wal = QuorumWal::new(host, Arc::new(nodes), QuorumOptions::default(), metrics);
         wal.reconcile(&image.snapshot());
-        let asker = quorum.node_id().wrapping_mul(ASKER);
         let ensembles = Chooser { wal: wal.clone(), image, asker };
-        let member = Self { rpc, heartbeats, listening, following, beating: Arc::default(), tell_over };
+        let beating = Arc::default();
+        let member = Self { rpc, membership, heartbeats, listening, following, beating, tell_over };
         (member, Writing { wal: Arc::new(wal), ensembles: Arc::new(ensembles) })
+    }
+
+    /// What changes who is a member.
+    pub(crate) fn membership(&self) -> Membership {
+        self.membership.clone()
     }
 
     /// Beats for the broker's session, once it is told.
@@ -268,7 +422,9 @@ impl Member {
 
     pub(crate) async fn stop(self) {
         self.stop_beating();
-        self.following.abort();
+        if let Some(following) = &self.following {
+            following.abort();
+        }
         self.listening.abort();
         self.rpc.stop().await;
     }
@@ -284,7 +440,22 @@ fn follow(
     host.spawn("node.replica", async move {
         let why = loop {
             match effects.next().await {
-                Ok(Some(batch)) => local.follow(&batch),
+                Ok(Some(batch)) => {
+                    local.follow(&batch);
+                    let removed = batch.effects.iter().any(|effect| match &effect.kind {
+                        Some(EffectKind::Directory(record)) => {
+                            record.directory == local.directory()
+                                && record.state == DirectoryState::Removed as i32
+                        }
+                        _ => false,
+                    });
+                    if let Some(why) = local.stopped() {
+                        break format!("the WAL takes nothing any more: {why}");
+                    }
+                    if removed {
+                        break "this node's WAL directory was removed from the cluster".to_owned();
+                    }
+                }
                 Ok(None) => break "the metadata node has stopped".to_owned(),
                 Err(lagged) => {
                     break format!("the WAL replica has fallen out of the effects' ring: {lagged:?}");

@@ -1,4 +1,4 @@
-//! One process with every role: metadata voter, WAL replica, broker, uploader, admin port.
+//! One process with any of the roles: metadata member, WAL replica, broker ([`crate::serving`]); and its admin port.
 //!
 //! Owns: the data directory.
 //!
@@ -7,7 +7,7 @@
 //! DATA/node.json   written once everything below was formatted and the store was found fit and marked as this
 //!                  cluster's, before the first client is served
 //! DATA/metadata/   Raft log and snapshots
-//! DATA/wal/        the WAL replica
+//! DATA/wal/        the WAL replica, if it has that role
 //! DATA/bucket/     the store, unless another is named
 //! DATA/cache/      blocks of objects; may be deleted while no process runs
 //! DATA/RECOVERING  there while `isobar recover` builds the directory
@@ -17,9 +17,10 @@
 //! 1. A directory with `node.json` is a known node: nothing below it is ever formatted again. If a part of it is gone,
 //!    the node refuses to start (DESIGN.md section 2, invariant 6).
 //! 2. A directory with `RECOVERING` is half made by `isobar recover`: it is not started.
-//! 3. The incarnation's claim is looked at before the first client is served, if the store answers in time; from then on by
+//! 3. A node that is new asks the others how their cluster was formatted; only if none of them has one does it format its own.
+//! 4. The incarnation's claim is looked at before the first client is served, if the store answers in time; from then on by
 //!    the archiver and the deleter. A node that has lost it takes no more commands, says so in its health, and ends.
-//! 4. Start order: lock, quorum, image, WAL (reconciled with the image before effects are followed), store (`open_store.rs`), claim,
+//! 5. Start order: lock, quorum, image, WAL (reconciled with the image before effects are followed), store (`open_store.rs`), claim,
 //!    archiver, broker, uploader.
 //!    Stop order: connections are drained, uploads finish, the log is archived, then the quorum takes a snapshot and stops.
 //!
@@ -27,25 +28,21 @@
 //! other moment, the next start replays.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_admin::{Admin, AdminError};
-use isobar_broker::{Alone, BrokerError, LiveImage, Metrics, Options, Parts, RunningBroker};
+use isobar_broker::{Alone, BrokerError, LiveImage, Metrics, Options, register_directory};
 use isobar_host::disk::DirLock;
 use isobar_host::{Host, Task};
-use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
+use isobar_metadata::command::{FEATURE_LEVEL, RegisterDirectory, SetFeatureLevel};
 use isobar_metadata::{ClusterFormat, Command, Envelope, Image, StoreId};
 use isobar_raft::archive::{ArchiveOptions, Archiver, Status};
-use isobar_raft::{Quorum, QuorumOptions, RaftError, RaftNetwork};
-use isobar_rpc::{Rpc, RpcError};
+use isobar_raft::{Quorum, QuorumOptions, RaftError};
+use isobar_rpc::RpcError;
 use isobar_store::fsck::FsckParts;
-use isobar_store::{
-    BlockCache, Bucket, BucketOptions, ClaimError, ClaimGuard, Class, Deleter, DeleterOptions, DiskCache,
-    DiskCacheOptions, IndexReader, MemoryCache, ObjectReader, Proposer, StoreError, StoreMetrics, Uploader,
-    UploaderOptions, UploaderParts,
-};
-use isobar_wal::{LocalReplica, ReplicaOptions, Wal, WalError, WalMetrics};
+use isobar_store::{Bucket, BucketOptions, ClaimError, ClaimGuard, DeleterOptions, StoreError, StoreMetrics};
+use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
 use object_store::ObjectStore;
 use prometheus_client::registry::Registry;
 
@@ -54,17 +51,15 @@ use crate::archive::StoreArchive;
 pub use crate::directory::new_cluster_id;
 use crate::directory::{NodeFormat, read_format, refuse_half_recovered, write_format};
 pub use crate::jobs::JobOptions;
-use crate::jobs::Jobs;
-pub use crate::member::ClusterOptions;
-use crate::member::{self, Member, MemberParts, Writing};
+use crate::member::{self, Member, MemberParts};
+pub use crate::member::{ClusterOptions, Roles};
 use crate::open_store::{Known, verify, verify_later};
 use crate::operations::NodeOperations;
+use crate::serving::{Serving, ServingParts, Writing};
 
 /// The store's number and name in metadata.
 pub const STORE: StoreId = StoreId(1);
 const STORE_NAME: &str = "local";
-/// Disk for blocks of objects, unless something else is said.
-const DISK_CACHE_BYTES: u64 = 1 << 30;
 /// How long a stop waits for the archive, and a start for a word on the claim.
 const ARCHIVE_PATIENCE: Duration = Duration::from_secs(5);
 const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
@@ -120,6 +115,8 @@ pub struct NodeOptions {
     pub deleter: DeleterOptions,
     /// Compaction, index objects.
     pub jobs: JobOptions,
+    /// What it does. All, if it is alone.
+    pub roles: Roles,
     /// How it is one of several nodes.
     pub cluster: ClusterOptions,
 }
@@ -145,6 +142,7 @@ impl NodeOptions {
             archive: ArchiveOptions::default(),
             deleter: DeleterOptions::default(),
             jobs: JobOptions::default(),
+            roles: Roles::default(),
             cluster: ClusterOptions::default(),
         }
     }
@@ -203,19 +201,15 @@ pub enum Ending {
 
 /// A running node.
 pub struct Node {
-    broker: Arc<RunningBroker>,
     quorum: Quorum,
-    wal: LocalReplica,
+    /// By role: the broker, the WAL replica, the archive of the metadata log.
+    serving: Option<Serving>,
+    wal: Option<LocalReplica>,
+    archiver: Option<Archiver>,
     /// `None`: it is alone.
     member: Option<Member>,
-    uploader: Arc<OnceLock<Uploader>>,
-    deleter: Deleter,
-    archiver: Archiver,
-    jobs: Jobs,
     admin: Option<Admin>,
-    disk_cache: Option<DiskCache>,
     store_metrics: StoreMetrics,
-    fsck: FsckParts,
     /// Looks at a store that did not answer at the start.
     verifying: Option<Task>,
     _lock: DirLock,
@@ -232,117 +226,95 @@ impl Node {
         let known = read_format(host, &options)?;
         let mut registry = Registry::default();
 
-        let rpc = match options.cluster.is_member() {
-            true => Some(member::start_rpc(host, &options, &mut registry).await?),
+        let joining = match options.cluster.is_member() {
+            true => Some(member::join(host, &options, known.is_none(), &mut registry).await?),
             false => None,
         };
-        let quorum = start_quorum(host, &options, known.is_none(), rpc.as_ref()).await?;
-        match &rpc {
-            Some(_) => member::wait_for_quorum(&quorum).await?,
-            None => raise_level(&quorum).await?,
-        }
+        let quorum = match &joining {
+            Some(joining) => joining.quorum.clone(),
+            None => start_alone(host, &options, known.is_none()).await?,
+        };
         quorum.metrics().register(&mut registry);
         let (image, effects) = quorum.subscribe();
-        let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
+        let wal = match options.roles.wal {
+            true => Some(open_wal(host, &options, known.is_none(), &image, &mut registry).await?),
+            false => None,
+        };
         let store_metrics = StoreMetrics::default();
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
-        if rpc.is_some() && known.is_none() {
+        if joining.is_some() && known.is_none() {
             member::wait_for_marker(&quorum, &bucket).await;
         }
-        let verifying = verify_bucket(host, &options, &bucket, &quorum, known.as_ref()).await?;
-        let guard = claim(host, &options, &quorum, &bucket, verifying.is_none()).await?;
-        let archive = StoreArchive { host: host.clone(), bucket: bucket.clone(), guard: Some(guard.clone()) };
-        let archiver = quorum.archive(Arc::new(archive), options.archive.clone());
-        let memory = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
-        let disk_cache = start_disk_cache(host, &options, &memory, &quorum.cluster().cluster_id, &bucket);
-        let cache: Arc<dyn BlockCache> = match &disk_cache {
-            Some(cache) => Arc::new(cache.clone()),
-            None => Arc::new(memory),
-        };
-
-        let objects = ObjectReader::new(bucket.clone(), cache);
-        let index = IndexReader::new(objects.clone());
+        let (verifying, guard) = claim_store(host, &options, &bucket, &quorum, known).await?;
+        let archiver = options.roles.metadata.then(|| {
+            let (host, guard) = (host.clone(), Some(guard.clone()));
+            let archive = StoreArchive { host, bucket: bucket.clone(), guard };
+            quorum.archive(Arc::new(archive), options.archive.clone())
+        });
 
         let metrics = Arc::new(Metrics::default());
-        metrics.register(&mut registry);
         let live = Arc::new(LiveImage::new(image, Arc::clone(&metrics)));
-        let (member, writing) = match rpc {
-            Some(rpc) => {
-                let parts = MemberParts {
-                    rpc,
-                    quorum: quorum.clone(),
-                    local: wal.clone(),
-                    effects: quorum.resume(live.index()).ok_or_else(missed)?,
-                    image: Arc::clone(&live),
-                };
-                let (member, writing) = Member::start(host, &options, parts, &mut registry);
-                (Some(member), writing)
+        let (member, writing) = match joining {
+            Some(joining) => {
+                let effects = quorum.resume(live.index()).ok_or_else(missed)?;
+                let parts = MemberParts { joining, local: wal.clone(), effects, image: Arc::clone(&live) };
+                let (member, writing) = Member::start(host, parts, &mut registry);
+                (Some(member), Some(writing))
             }
             None => {
-                let ensembles = Arc::new(Alone(wal.directory()));
-                (None, Writing { wal: Arc::new(wal.clone()), ensembles })
+                let alone = wal.clone().map(|wal| {
+                    let ensembles = Arc::new(Alone(wal.directory()));
+                    Writing { wal: Arc::new(wal), ensembles }
+                });
+                (None, alone)
             }
         };
-        let uploader: Arc<OnceLock<Uploader>> = Arc::default();
-        let nudged = Arc::clone(&uploader);
-        let parts = Parts {
-            quorum: quorum.clone(),
-            image: Arc::clone(&live),
-            wal: Arc::clone(&writing.wal),
-            directory: wal.directory(),
-            ensembles: writing.ensembles,
-            objects,
-            home_store: STORE,
-            metrics,
-            on_appended: Arc::new(move |bytes| {
-                if let Some(uploader) = nudged.get() {
-                    uploader.nudge(bytes);
-                }
-            }),
-            on_registered: member
-                .as_ref()
-                .map_or_else(|| Box::new(|_| ()) as _, |member| member.keeper(host)),
+        if let Some(wal) = &wal {
+            let directory = RegisterDirectory {
+                directory: wal.directory(),
+                node_id: options.broker.node_id,
+                zone: options.broker.rack.clone().unwrap_or_default(),
+                cloud: String::new(),
+            };
+            register_directory(&quorum, directory).await?;
+        }
+        let serving = match writing.filter(|_| options.roles.broker) {
+            Some(writing) => {
+                let parts = ServingParts {
+                    quorum: quorum.clone(),
+                    image: live,
+                    metrics,
+                    effects,
+                    writing,
+                    directory: wal.as_ref().map(LocalReplica::directory),
+                    bucket,
+                    store_metrics: store_metrics.clone(),
+                    guard,
+                    on_registered: member
+                        .as_ref()
+                        .map_or_else(|| Box::new(|_| ()) as _, |member| member.keeper(host)),
+                };
+                Some(Serving::start(host, &options, parts, &mut registry).await?)
+            }
+            None => None,
         };
-        let broker = RunningBroker::start(host, options.broker.clone(), parts, effects).await?;
-        let broker = Arc::new(broker);
-        let proposer: Arc<dyn Proposer> = Arc::new(broker.proposer());
-        let _ =
-            uploader.set(start_uploader(host, &options, writing.wal, bucket.clone(), Arc::clone(&proposer)));
-        let retention_interval = Duration::from_millis(options.broker.log_retention_check_interval_ms);
-        let jobs =
-            Jobs::start(host, STORE, &bucket, &proposer, index.clone(), retention_interval, &options.jobs);
-        let deleter =
-            Deleter::start(host, bucket.clone(), Some(guard), Arc::clone(&proposer), options.deleter.clone());
-        let fsck = FsckParts { host: host.clone(), bucket, proposer, index };
-        let operations = Arc::new(NodeOperations {
+        let operations = NodeOperations {
             host: host.clone(),
-            fsck: fsck.clone(),
+            fsck: serving.as_ref().map(|serving| serving.fsck.clone()),
             store: STORE,
             quorum: quorum.clone(),
-        });
-        let admin = start_admin(host, &options, registry, &broker, &archiver, operations).await?;
-        Ok(Self {
-            broker,
-            quorum,
-            wal,
-            member,
-            uploader,
-            deleter,
-            archiver,
-            jobs,
-            admin,
-            disk_cache,
-            store_metrics,
-            fsck,
-            verifying,
-            _lock: lock,
-        })
+            membership: member.as_ref().map(Member::membership),
+        };
+        let broker = serving.as_ref().map(|serving| Arc::clone(&serving.broker));
+        let lost = archiver.as_ref().map(Archiver::lost);
+        let admin = start_admin(host, &options, registry, broker, lost, Arc::new(operations)).await?;
+        Ok(Self { quorum, serving, wal, archiver, member, admin, store_metrics, verifying, _lock: lock })
     }
 
-    /// Where Kafka clients connect.
-    pub fn local_addr(&self) -> std::net::SocketAddr {
-        self.broker.local_addr()
+    /// Where Kafka clients connect, if it is a broker.
+    pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
+        self.serving.as_ref().map(|serving| serving.broker.local_addr())
     }
 
     /// Where the admin port listens, if there is one.
@@ -352,44 +324,39 @@ impl Node {
 
     /// `Err(reason)` when the node can no longer serve.
     pub fn health(&self) -> Result<(), String> {
-        health(&self.broker, &self.archiver.lost())
+        let broker = self.serving.as_ref().map(|serving| &*serving.broker);
+        health(broker, self.archiver.as_ref().map(Archiver::lost).as_ref())
     }
 
     /// Returns when this node must end; says why, and what to do.
     pub async fn lost(&self) -> Ending {
-        let mut lost = self.archiver.lost();
-        let mut diverged = self.quorum.diverged();
-        let mut broker_over = self.broker.over();
+        let mut lost = self.archiver.as_ref().map(Archiver::lost);
+        let mut diverged = Some(self.quorum.diverged());
+        let mut broker_over = self.serving.as_ref().map(|serving| serving.broker.over());
         let mut member_over = self.member.as_ref().map(Member::over);
-        let member = async {
-            match &mut member_over {
-                Some(over) => told(over).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             why = told(&mut lost) => Ending::ForGood(why),
             why = told(&mut diverged) => Ending::ForGood(why),
             why = told(&mut broker_over) => Ending::StartAgain(why),
-            why = member => Ending::StartAgain(why),
+            why = told(&mut member_over) => Ending::StartAgain(why),
         }
     }
 
-    /// How far the metadata log is archived.
-    pub fn archived(&self) -> Status {
-        self.archiver.status()
+    /// How far the metadata log is archived; `None` without the role metadata.
+    pub fn archived(&self) -> Option<Status> {
+        self.archiver.as_ref().map(Archiver::status)
     }
 
     /// The metadata state machine's clock, which moves with its entries; wall-clock milliseconds.
     pub fn metadata_time_ms(&self) -> i64 {
-        self.broker.metadata_time_ms()
+        self.quorum.subscribe().0.time_ms()
     }
 
-    /// What [`isobar_store::fsck::fsck`] works with, for whoever holds this node in its own process; its store is
-    /// [`STORE`].
-    pub fn fsck_parts(&self) -> FsckParts {
-        self.fsck.clone()
+    /// What [`isobar_store::fsck::fsck`] works with, for whoever holds this node in its own process, if it is a broker; its
+    /// store is [`STORE`].
+    pub fn fsck_parts(&self) -> Option<FsckParts> {
+        self.serving.as_ref().map(|serving| serving.fsck.clone())
     }
 
     /// Requests sent to the store so far, by operation.
@@ -399,32 +366,36 @@ impl Node {
 
     /// Waits until all that was acknowledged lies in the store, or `patience` has ended.
     pub async fn flush(&self, patience: Duration) -> bool {
-        match self.uploader.get() {
-            Some(uploader) => tokio::time::timeout(patience, uploader.drain()).await.is_ok(),
-            None => false,
+        match &self.serving {
+            Some(serving) => serving.flush(patience).await,
+            None => true,
         }
     }
 
     /// Drains and stops: clients are answered, the WAL is uploaded, the metadata log gets its snapshot.
     pub async fn stop(self) -> Result<(), NodeError> {
-        if self.member.is_some() {
-            self.broker.leave().await;
+        if let Some(Serving { broker, .. }) = &self.serving {
+            if self.member.is_some() {
+                broker.leave().await;
+            }
+            broker.drain().await;
         }
-        self.broker.drain().await;
         if !self.flush(UPLOAD_PATIENCE).await {
             tracing::warn!(
                 "stopping with bytes in the WAL that are not uploaded yet; the next start finds them there"
             );
         }
-        if self.member.is_some() {
-            self.broker.deregister().await;
+        if let (Some(Serving { broker, .. }), Some(_)) = (&self.serving, &self.member) {
+            broker.deregister().await;
         }
         self.end(true).await
     }
 
     /// Ends a life that is over: nothing is waited for.
     pub async fn abandon(self) -> Result<(), NodeError> {
-        self.broker.cut();
+        if let Some(serving) = &self.serving {
+            serving.broker.cut();
+        }
         self.end(false).await
     }
 
@@ -438,19 +409,20 @@ impl Node {
         if let Some(verifying) = &self.verifying {
             verifying.abort();
         }
-        self.jobs.stop().await;
-        self.deleter.stop().await;
-        if patient && tokio::time::timeout(ARCHIVE_PATIENCE, self.archiver.flush()).await.is_err() {
-            tracing::warn!(
-                "stopping with entries of the metadata log that are not archived; the next start does it"
-            );
+        if let Some(serving) = self.serving {
+            serving.stop().await;
         }
-        self.archiver.stop().await;
-        self.broker.stop();
-        if let Some(cache) = &self.disk_cache {
-            cache.close().await;
+        if let Some(archiver) = self.archiver {
+            if patient && tokio::time::timeout(ARCHIVE_PATIENCE, archiver.flush()).await.is_err() {
+                tracing::warn!(
+                    "stopping with entries of the metadata log that are not archived; the next start does it"
+                );
+            }
+            archiver.stop().await;
         }
-        self.wal.close().await;
+        if let Some(wal) = &self.wal {
+            wal.close().await;
+        }
         let stopped = self.quorum.shutdown().await;
         if let Some(member) = self.member {
             member.stop().await;
@@ -459,16 +431,19 @@ impl Node {
     }
 }
 
-/// Waits for a word. Who ends without one says nothing.
-async fn told(word: &mut isobar_host::watch::Receiver<Option<String>>) -> String {
-    loop {
-        if let Some(why) = word.borrow_and_update().clone() {
-            return why;
-        }
-        if word.changed().await.is_err() {
-            std::future::pending::<()>().await;
+/// Waits for a word. Who ends without one, or is not there, says nothing.
+async fn told(word: &mut Option<isobar_host::watch::Receiver<Option<String>>>) -> String {
+    if let Some(word) = word {
+        loop {
+            if let Some(why) = word.borrow_and_update().clone() {
+                return why;
+            }
+            if word.changed().await.is_err() {
+                break;
+            }
         }
     }
+    std::future::pending().await
 }
 
 /// The image of a moment ago is too old to go on from: not in practice, as the ring holds megabytes.
@@ -476,25 +451,47 @@ fn missed() -> NodeError {
     NodeError::Refused("the metadata moves too fast for this node to start".to_owned())
 }
 
-/// The guard of this node's incarnation. An answer that another has it ends the start; no answer in time does not: a store
-/// that is down stops nobody, and one that has just been silent is not asked again.
-async fn claim(
+/// Makes sure that the store is this cluster's and that its incarnation is not another's; an answer that it is ends the start, no
+/// answer in time does not: a store that is down stops nobody who is known. Writes `node.json` where it is new or says less
+/// than is known now.
+async fn claim_store(
     host: &Host,
     options: &NodeOptions,
-    quorum: &Quorum,
     bucket: &Bucket,
-    store_answers: bool,
-) -> Result<ClaimGuard, NodeError> {
-    let (image, _) = quorum.subscribe();
-    let cluster_id = &quorum.cluster().cluster_id;
-    // The first incarnation of a cluster is that of all who were formatted under its id.
-    let owner = match options.cluster.is_member() && image.incarnation() == 0 {
-        true => std::array::from_fn(|i| cluster_id.as_bytes().get(i).copied().unwrap_or(0)),
-        false => quorum.incarnation(),
+    quorum: &Quorum,
+    format: Option<NodeFormat>,
+) -> Result<(Option<Task>, ClaimGuard), NodeError> {
+    let known = match &format {
+        None => Known::Fresh,
+        Some(format) if format.store_marked => Known::Marked,
+        Some(_) => Known::Unmarked,
     };
-    let guard = ClaimGuard::new(bucket.clone(), cluster_id, image.incarnation(), owner);
-    if !store_answers {
-        return Ok(guard);
+    let cluster_id = quorum.cluster().cluster_id.clone();
+    let node_id = options.broker.node_id;
+    let verified = verify(bucket, &cluster_id, known).await?;
+    let (image, _) = quorum.subscribe();
+    let owner = match format.as_ref().and_then(NodeFormat::owner) {
+        Some(owner) => owner,
+        None if options.cluster.is_member() && known == Known::Fresh => {
+            member::owner(quorum, bucket, &image).await?
+        }
+        None => quorum.incarnation(),
+    };
+    let is_written = format.is_some_and(|format| format.store_marked && format.owner() == Some(owner));
+    if verified && !is_written {
+        write_format(host, &options.data, node_id, &cluster_id, owner)?;
+    }
+    let guard = ClaimGuard::new(bucket.clone(), &cluster_id, image.incarnation(), owner);
+    if !verified {
+        let (host_then, data, id) = (host.clone(), options.data.clone(), cluster_id.clone());
+        let seen = move || {
+            if known != Known::Marked
+                && let Err(error) = write_format(&host_then, &data, node_id, &id, owner)
+            {
+                tracing::warn!(%error, "the next start will look for the store's marker again");
+            }
+        };
+        return Ok((Some(verify_later(host, bucket.clone(), cluster_id, known, seen)), guard));
     }
     match tokio::time::timeout(CLAIM_PATIENCE, guard.check(host.now_ms())).await {
         Ok(Err(ClaimError::Lost(why))) => return Err(NodeError::Refused(why)),
@@ -506,35 +503,33 @@ async fn claim(
         ),
         Ok(Ok(())) => {}
     }
-    Ok(guard)
+    Ok((None, guard))
 }
 
-async fn start_quorum(
-    host: &Host,
-    options: &NodeOptions,
-    fresh: bool,
-    rpc: Option<&Rpc>,
-) -> Result<Quorum, NodeError> {
-    let node_id = u64::try_from(options.broker.node_id).unwrap_or(1);
+/// How the metadata member of this node is started, but for what a cluster adds.
+pub(crate) fn quorum_options(options: &NodeOptions, node_id: u64) -> QuorumOptions {
     let mut quorum = QuorumOptions::new(options.data.join("metadata"), node_id);
     quorum.snapshot_after_bytes = options.snapshot_after_bytes;
-    quorum.archive_lag_bytes = Some(options.archive_lag_bytes);
+    quorum.archive_lag_bytes = options.roles.metadata.then_some(options.archive_lag_bytes);
     if let Some(segment_bytes) = options.segment_bytes {
         quorum.segment_bytes = segment_bytes;
     }
-    let cluster = &options.cluster;
-    if let Some(rpc) = rpc {
-        quorum.address = cluster.address_of(node_id).unwrap_or_default().to_owned();
-        quorum.network = Some(RaftNetwork::new(rpc.clone()));
-        quorum.initial_voters.clone_from(&cluster.voters);
-    }
-    if fresh {
-        let id = if rpc.is_some() { cluster.id.clone() } else { new_cluster_id(host) };
-        // Two replicas acknowledge where there are more nodes than one.
-        let write_quorum = if cluster.voters.len() > 1 { 2 } else { 1 };
-        quorum.format = Some(ClusterFormat { write_quorum, ..ClusterFormat::dev(id, STORE_NAME.to_owned()) });
-    }
-    Ok(Quorum::start(host, quorum).await?)
+    quorum
+}
+
+/// What a new cluster is formatted with: two replicas acknowledge where there are more nodes than one.
+pub(crate) fn new_format(cluster_id: String, nodes: usize) -> ClusterFormat {
+    let write_quorum = if nodes > 1 { 2 } else { 1 };
+    ClusterFormat { write_quorum, ..ClusterFormat::dev(cluster_id, STORE_NAME.to_owned()) }
+}
+
+async fn start_alone(host: &Host, options: &NodeOptions, fresh: bool) -> Result<Quorum, NodeError> {
+    let node_id = u64::try_from(options.broker.node_id).unwrap_or(1);
+    let mut quorum = quorum_options(options, node_id);
+    quorum.format = fresh.then(|| new_format(new_cluster_id(host), 1));
+    let quorum = Quorum::start(host, quorum).await?;
+    raise_level(&quorum).await?;
+    Ok(quorum)
 }
 
 /// A single voter need not ask whether the others know the level.
@@ -584,77 +579,4 @@ pub(crate) async fn open_bucket(
         }
         Store::Given(store) => Bucket::new(host, STORE_NAME, "", Arc::clone(store), settings, metrics),
     })
-}
-
-/// A disk below the block cache. foyer has threads of its own, so there is none in the simulation.
-fn start_disk_cache(
-    host: &Host,
-    options: &NodeOptions,
-    memory: &MemoryCache,
-    cluster_id: &str,
-    bucket: &Bucket,
-) -> Option<DiskCache> {
-    let room = || host.free_disk_bytes(&options.data).is_ok_and(|free| free >= 4 * DISK_CACHE_BYTES);
-    let max_bytes = match options.disk_cache_bytes {
-        Some(bytes) => bytes,
-        None if bucket.directory().is_none() && room() => DISK_CACHE_BYTES,
-        None => 0,
-    };
-    if max_bytes == 0 || host.is_simulated() {
-        return None;
-    }
-    let settings = DiskCacheOptions::new(options.data.join("cache"), max_bytes);
-    Some(DiskCache::start(host, memory.clone(), cluster_id, settings, bucket.metrics().clone()))
-}
-
-/// Writes `node.json` where it is new or says less than is known now.
-async fn verify_bucket(
-    host: &Host,
-    options: &NodeOptions,
-    bucket: &Bucket,
-    quorum: &Quorum,
-    format: Option<&NodeFormat>,
-) -> Result<Option<Task>, NodeError> {
-    let known = match format {
-        None => Known::Fresh,
-        Some(format) if format.store_marked => Known::Marked,
-        Some(_) => Known::Unmarked,
-    };
-    let cluster_id = quorum.cluster().cluster_id.clone();
-    let verified = verify(bucket, &cluster_id, known).await?;
-    if verified && known != Known::Marked {
-        write_format(host, &options.data, options.broker.node_id, &cluster_id, true)?;
-    }
-    if verified {
-        return Ok(None);
-    }
-    let (host_then, data, id) = (host.clone(), options.data.clone(), cluster_id.clone());
-    let node_id = options.broker.node_id;
-    let seen = move || {
-        if known != Known::Marked
-            && let Err(error) = write_format(&host_then, &data, node_id, &id, true)
-        {
-            tracing::warn!(%error, "the next start will look for the store's marker again");
-        }
-    };
-    Ok(Some(verify_later(host, bucket.clone(), cluster_id, known, seen)))
-}
-
-fn start_uploader(
-    host: &Host,
-    options: &NodeOptions,
-    wal: Arc<dyn Wal>,
-    bucket: Bucket,
-    proposer: Arc<dyn Proposer>,
-) -> Uploader {
-    let bucket = bucket.with_class(Class::Upload);
-    let parts = UploaderParts { host: host.clone(), wal, bucket, proposer };
-    let settings = UploaderOptions {
-        store: STORE,
-        interval: options.upload_interval,
-        trigger_bytes: options.upload_trigger_bytes,
-        grant_lifetime: options.upload_deadline,
-        ..UploaderOptions::default()
-    };
-    Uploader::start(parts, settings)
 }

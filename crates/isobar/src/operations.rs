@@ -1,5 +1,6 @@
 //! What an operator asks of a running node over its admin port: `fsck`, deleted topics, and how the cluster is.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -17,14 +18,19 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::standing::standing;
+use crate::member::Roles;
+use crate::membership::{About, Change, Kind, Membership};
+use crate::standing::{Seen, standing};
 
 /// Implements [`Operations`] for a node.
 pub(crate) struct NodeOperations {
     pub(crate) host: Host,
-    pub(crate) fsck: FsckParts,
+    /// `None`: it is no broker.
+    pub(crate) fsck: Option<FsckParts>,
     pub(crate) store: isobar_metadata::StoreId,
     pub(crate) quorum: Quorum,
+    /// `None`: it is alone.
+    pub(crate) membership: Option<Membership>,
 }
 
 /// `POST /v1/fsck`.
@@ -46,6 +52,17 @@ struct TopicCall {
     name: Option<String>,
 }
 
+/// `POST /v1/cluster/…`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ChangeCall {
+    node: u64,
+    /// Replace: where it is reached, if that is not where the group knows it.
+    address: String,
+    /// Remove: its disk is gone.
+    lost: bool,
+}
+
 /// An answer that is no success: HTTP status and why.
 type Refusal = (u16, String);
 
@@ -53,11 +70,17 @@ type Refusal = (u16, String);
 impl Operations for NodeOperations {
     async fn call(&self, call: Call) -> Option<Reply> {
         let answer = match (call.post, call.path.as_str()) {
-            (true, "fsck") => match parse::<FsckCall>(&call.body) {
-                Ok(asked) => return Some(Reply::Lines(self.start_fsck(&asked))),
+            (true, "fsck") => match parse::<FsckCall>(&call.body).and_then(|asked| self.start_fsck(&asked)) {
+                Ok(lines) => return Some(Reply::Lines(lines)),
                 Err(refusal) => Err(refusal),
             },
-            (false, "cluster") => Ok(self.cluster()),
+            (false, "cluster") => Ok(self.cluster().await),
+            (true, "cluster/add") => self.change(Kind::Add, &call.body).await,
+            (true, "cluster/replace") => self.change(Kind::Replace, &call.body).await,
+            (true, "cluster/remove") => self.change(Kind::Remove, &call.body).await,
+            (true, "cluster/drain") => self.change(Kind::Drain, &call.body).await,
+            (true, "cluster/undrain") => self.change(Kind::Undrain, &call.body).await,
+            (true, "cluster/upgrade") => self.change(Kind::Upgrade, &call.body).await,
             (false, "topics/deleted") => self.deleted().await,
             (true, "topics/undelete") => self.undelete(&call.body).await,
             (true, "topics/purge") => self.purge(&call.body).await,
@@ -78,14 +101,40 @@ fn parse<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, Refusal> {
 
 impl NodeOperations {
     /// As of now and as this node knows it: what is wrong may be that no barrier can be had.
-    fn cluster(&self) -> Value {
-        let (quorum, image) = (&self.quorum, self.fsck.proposer.image());
-        standing(quorum.node_id(), &quorum.membership(), &quorum.leader().borrow(), &image)
+    async fn cluster(&self) -> Value {
+        let quorum = &self.quorum;
+        let said = match &self.membership {
+            Some(membership) => membership.about_all().await,
+            None => BTreeMap::from([(
+                quorum.node_id(),
+                About { roles: Roles::default().names(), ..About::default() },
+            )]),
+        };
+        let leader = quorum.leader().borrow().clone();
+        let seen = Seen { me: quorum.node_id(), members: &quorum.membership(), leader: &leader, said: &said };
+        standing(&seen, &quorum.subscribe().0)
     }
 
-    fn start_fsck(&self, asked: &FsckCall) -> mpsc::Receiver<Bytes> {
+    async fn change(&self, kind: Kind, body: &Bytes) -> Result<Value, Refusal> {
+        let asked: ChangeCall = parse(body)?;
+        let Some(membership) = &self.membership else {
+            return Err((409, "this node is alone: give it a [cluster] first".to_owned()));
+        };
+        let ChangeCall { node, address, lost } = asked;
+        let change = Change { kind: kind as i32, node, address, lost, passed_on: false };
+        let done = membership.change(change).await.map_err(|refusal| (409, refusal.message))?;
+        Ok(json!({
+            "said": done.said, "open_streams": done.open_streams, "waiting_chunks": done.waiting_chunks,
+        }))
+    }
+
+    fn fsck(&self) -> Result<&FsckParts, Refusal> {
+        self.fsck.as_ref().ok_or_else(|| (409, "this node is no broker: ask one that is".to_owned()))
+    }
+
+    fn start_fsck(&self, asked: &FsckCall) -> Result<mpsc::Receiver<Bytes>, Refusal> {
         let (lines, reader) = mpsc::channel(LINE_QUEUE);
-        let parts = self.fsck.clone();
+        let parts = self.fsck()?.clone();
         let options = FsckOptions { store: self.store, deep: asked.deep, repair: asked.repair };
         self.host.spawn("fsck", async move {
             let (tell, mut told) = mpsc::channel(LINE_QUEUE);
@@ -104,11 +153,11 @@ impl NodeOperations {
                 let _ = lines.send(Bytes::from(text)).await;
             }
         });
-        reader
+        Ok(reader)
     }
 
     async fn settled(&self) -> Result<isobar_metadata::Image, Refusal> {
-        let proposer = &self.fsck.proposer;
+        let proposer = &self.fsck()?.proposer;
         proposer.barrier().await.map_err(|error| (503, error.to_string()))?;
         Ok(proposer.image())
     }
@@ -156,7 +205,7 @@ impl NodeOperations {
     }
 
     async fn propose(&self, command: Command) -> Result<TopicResult, Refusal> {
-        match self.fsck.proposer.propose(command).await {
+        match self.fsck()?.proposer.propose(command).await {
             Ok(CommandResult::Topics(results)) => match results.topics.into_iter().next() {
                 Some(result) if result.error_code == 0 => Ok(result),
                 Some(result) => {

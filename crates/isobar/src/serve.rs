@@ -40,9 +40,10 @@ async fn run(options: NodeOptions) -> Result<(), Failure> {
             }
             node = starting => node?,
         };
+        let kafka = node.local_addr().map_or_else(|| "off".to_owned(), |addr| addr.to_string());
         let admin = node.admin_addr().map_or_else(|| "off".to_owned(), |addr| format!("http://{addr}"));
         tracing::info!(
-            kafka = %node.local_addr(), admin, data = %options.data.display(),
+            kafka, admin, data = %options.data.display(),
             "isobar is ready; stop it with Ctrl-C"
         );
         let ending = tokio::select! {

@@ -1,26 +1,38 @@
 //! How a cluster is, as one of its nodes sees it: for `isobar cluster status`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_metadata::Image;
-use isobar_metadata::record::{SessionRecord, SessionState};
+use isobar_metadata::command::FEATURE_LEVEL;
+use isobar_metadata::record::{DirectoryRecord, SessionRecord, SessionState};
 use isobar_raft::{Leader, MemberInfo};
 use serde_json::{Value, json};
 
-/// The answer of `GET /v1/cluster`. Pure: `members`, `leader` and `image` are what node `me` knows.
-pub(crate) fn standing(me: u64, members: &[MemberInfo], leader: &Leader, image: &Image) -> Value {
+use crate::membership::About;
+
+/// What node `me` knows beside its image.
+pub(crate) struct Seen<'a> {
+    pub(crate) me: u64,
+    pub(crate) members: &'a [MemberInfo],
+    pub(crate) leader: &'a Leader,
+    /// Of those that answered just now, it itself among them.
+    pub(crate) said: &'a BTreeMap<u64, About>,
+}
+
+/// The answer of `GET /v1/cluster`. Pure.
+pub(crate) fn standing(seen: &Seen<'_>, image: &Image) -> Value {
     let brokers = image.brokers();
-    let mut ids: BTreeSet<u64> = members.iter().map(|member| member.id).collect();
+    let mut ids: BTreeSet<u64> = seen.members.iter().map(|member| member.id).collect();
     ids.extend(image.directories().filter_map(|directory| u64::try_from(directory.node_id).ok()));
     ids.extend(brokers.iter().filter_map(|session| u64::try_from(session.node_id).ok()));
     let nodes = ids.iter().map(|id| {
-        let member = members.iter().find(|member| member.id == *id);
-        let session = brokers.iter().find(|session| u64::try_from(session.node_id) == Ok(*id));
-        let directories = image.directories().filter(|directory| u64::try_from(directory.node_id) == Ok(*id));
+        let member = seen.members.iter().find(|member| member.id == *id);
+        let session = brokers.iter().find(|session| is_of(session.node_id, *id));
+        let directories: Vec<_> = image.directories().filter(|of| is_of(of.node_id, *id)).collect();
         json!({
             "id": id,
             "address": member.map(|member| member.address.as_str()),
-            "metadata": member.map(|member| match (member.is_voter, leader.id == Some(*id)) {
+            "metadata": member.map(|member| match (member.is_voter, seen.leader.id == Some(*id)) {
                 (_, true) => "leader",
                 (true, false) => "voter",
                 (false, false) => "learner",
@@ -28,19 +40,30 @@ pub(crate) fn standing(me: u64, members: &[MemberInfo], leader: &Leader, image: 
             "broker": session.map(|session| state_of(session)),
             "kafka": session.map(|session| format!("{}:{}", session.host, session.port)),
             "zone": session.map(|session| session.zone.as_str()).filter(|zone| !zone.is_empty()),
-            "wal": match directories.count() {
-                0 => None,
-                1 => Some("registered".to_owned()),
-                several => Some(format!("{several} directories")),
+            "wal": match &directories[..] {
+                [] => None,
+                [one] => Some(wal_state(one).to_owned()),
+                several => Some(format!("{} directories", several.len())),
             },
+            "roles": seen.said.get(id).map(|about| about.roles.as_str()),
         })
     });
     json!({
         "cluster_id": image.format().cluster_id,
-        "node": me,
+        "node": seen.me,
         "nodes": nodes.collect::<Vec<_>>(),
-        "wrong": wrong(members, leader, image),
+        "feature_level": image.feature_level(),
+        "write_quorum": image.write_quorum(),
+        "wrong": wrong(seen, image),
     })
+}
+
+fn is_of(node_id: i32, id: u64) -> bool {
+    u64::try_from(node_id) == Ok(id)
+}
+
+fn wal_state(directory: &DirectoryRecord) -> &'static str {
+    if directory.takes_streams() { "registered" } else { "draining" }
 }
 
 fn state_of(session: &SessionRecord) -> &'static str {
@@ -53,30 +76,35 @@ fn state_of(session: &SessionRecord) -> &'static str {
 }
 
 /// Each with what to do.
-fn wrong(members: &[MemberInfo], leader: &Leader, image: &Image) -> Vec<String> {
+fn wrong(seen: &Seen<'_>, image: &Image) -> Vec<String> {
     let mut wrong = Vec::new();
-    let brokers = image.brokers();
-    if leader.id.is_none() {
-        let voters = members.iter().filter(|member| member.is_voter).count();
+    if seen.leader.id.is_none() {
+        let voters = seen.members.iter().filter(|member| member.is_voter).count();
         wrong.push(format!(
             "the metadata quorum has no leader: nothing is written until {} of its {voters} voters reach each other; start \
              those that are down, and look at the network between them",
             voters / 2 + 1
         ));
     }
-    for member in members {
-        let session = brokers.iter().find(|session| u64::try_from(session.node_id) == Ok(member.id));
-        match session.map(|session| (state_of(session), session)) {
-            Some(("suspect", _)) => wrong.push(format!(
-                "node {} is not heard of by the leader: it is paused, cut off, or has just died; it is fenced in seconds",
-                member.id
-            )),
-            Some(_) => {}
-            None => wrong.push(format!(
-                "node {} ({}) serves no clients: it is down; start it again with its data directory as it was",
-                member.id, member.address
-            )),
-        }
+    for member in seen.members {
+        wrong.extend(wrong_with(member, seen, image));
+    }
+    let replicas: BTreeSet<i32> = image.directories().map(|directory| directory.node_id).collect();
+    if replicas.len() < image.write_quorum() as usize {
+        wrong.push(format!(
+            "an acknowledgement needs {} WAL replicas, and {} nodes have one: start more nodes with the role wal",
+            image.write_quorum(),
+            replicas.len()
+        ));
+    }
+    let known = seen.said.values().map(|about| about.feature_level).min().unwrap_or(0);
+    let everybody = seen.members.iter().all(|member| seen.said.contains_key(&member.id));
+    if everybody && known == FEATURE_LEVEL && image.feature_level() < FEATURE_LEVEL {
+        wrong.push(format!(
+            "every node runs a release of feature level {known}, and the cluster is at {}: `isobar cluster upgrade` raises it, \
+             once there is no way back to the older release",
+            image.feature_level()
+        ));
     }
     if image.expiry_held_until_ms() > 0 {
         wrong.push(
@@ -86,6 +114,41 @@ fn wrong(members: &[MemberInfo], leader: &Leader, image: &Image) -> Vec<String> 
         );
     }
     wrong
+}
+
+fn wrong_with(member: &MemberInfo, seen: &Seen<'_>, image: &Image) -> Option<String> {
+    let MemberInfo { id, address, .. } = member;
+    let session = image.brokers().into_iter().find(|session| is_of(session.node_id, *id));
+    let Some(about) = seen.said.get(id) else {
+        return Some(format!(
+            "node {id} ({address}) does not answer node {}: it is down, paused or cut off. Start it again with its data directory \
+             as it was; if that is lost for good, with an empty one, and then `isobar cluster replace {id}`",
+            seen.me
+        ));
+    };
+    if let Some(why) = &about.wal_stopped {
+        return Some(format!(
+            "the WAL of node {id} takes nothing any more: {why}; look at its disk, then restart the node"
+        ));
+    }
+    let has_role = |role: &str| about.roles.split(',').any(|word| word == role);
+    if has_role("broker") && session.is_none() {
+        return Some(format!(
+            "node {id} ({address}) serves no clients: it is starting, or finds too few WAL replicas; its log says which"
+        ));
+    }
+    if session.is_some_and(|session| state_of(session) == "suspect") {
+        return Some(format!(
+            "node {id} is not heard of by the leader: it is paused, cut off, or has just died; it is fenced in seconds"
+        ));
+    }
+    match image.directories().filter(|directory| is_of(directory.node_id, *id)).count() {
+        0 if has_role("wal") => Some(format!("node {id} ({address}) has no WAL replica yet: it is starting")),
+        0 | 1 => None,
+        several => Some(format!(
+            "node {id} has {several} WAL directories, of which it uses one: `isobar cluster replace {id}` takes out those that were lost"
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -100,14 +163,20 @@ mod tests {
         let image = StateMachine::new(format).image();
         let member = |id| MemberInfo { id, address: format!("h:{id}"), incarnation: [0; 16], is_voter: true };
         let members = [member(1), member(2), member(3)];
-        let answer = standing(1, &members, &Leader::default(), &image);
+        let about = |roles: &str| About { roles: roles.to_owned(), ..About::default() };
+        let said = BTreeMap::from([(1, about("broker,wal,metadata")), (3, about("metadata"))]);
+        let answer =
+            |leader: &Leader| standing(&Seen { me: 1, members: &members, leader, said: &said }, &image);
+        let unled = answer(&Leader::default());
         let wrong: Vec<&str> =
-            answer["wrong"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+            unled["wrong"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
         assert_eq!(wrong.len(), 4, "{wrong:?}");
         assert!(wrong[0].contains("2 of its 3 voters"), "{}", wrong[0]);
         assert!(wrong[1].starts_with("node 1 (h:1) serves no clients"), "{}", wrong[1]);
-        assert_eq!(answer["nodes"][2]["metadata"], "voter");
-        let led = Leader { id: Some(2), ..Leader::default() };
-        assert_eq!(standing(1, &members, &led, &image)["nodes"][1]["metadata"], "leader");
+        assert!(wrong[2].starts_with("node 2 (h:2) does not answer node 1"), "{}", wrong[2]);
+        assert!(wrong[3].contains("needs 1 WAL replicas, and 0 nodes"), "{}", wrong[3]);
+        assert_eq!(unled["nodes"][2]["metadata"], "voter");
+        let led = answer(&Leader { id: Some(2), ..Leader::default() });
+        assert_eq!(led["nodes"][1]["metadata"], "leader");
     }
 }

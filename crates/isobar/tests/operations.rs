@@ -46,7 +46,7 @@ async fn start(dir: &Path) -> (Node, Client, String) {
     options.admin = Some("127.0.0.1:0".to_owned());
     options.upload_interval = Duration::from_millis(50);
     let node = Node::start(&host, options).await.unwrap();
-    let mut config = ClientConfig::new(&node.local_addr().to_string());
+    let mut config = ClientConfig::new(&node.local_addr().unwrap().to_string());
     config.api_timeout = Duration::from_secs(3);
     let client = Client::connect(&host, config).await.unwrap();
     let admin = node.admin_addr().unwrap().to_string();

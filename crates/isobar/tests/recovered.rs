@@ -198,8 +198,7 @@ fn a_damaged_archive_object_is_named_and_ends_what_can_be_used() {
         let objects = bucket.objects();
         let options = RecoverOptions::new("/data", given(&bucket));
         let whole = find(&host, &options).await.unwrap();
-        let archive: Vec<ObjectMeta> =
-            objects.list(Some(&"archive".into())).try_collect().await.unwrap();
+        let archive: Vec<ObjectMeta> = objects.list(Some(&"archive".into())).try_collect().await.unwrap();
         let (mut unharmed, mut earlier, mut refused) = (0, 0, 0);
         for ObjectMeta { location, .. } in archive {
             let good = objects.get(&location).await.unwrap().bytes().await.unwrap();

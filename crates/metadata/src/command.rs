@@ -13,7 +13,8 @@ pub const ENTRY_VERSION: u32 = 1;
 /// The feature level this binary implements. A cluster at a higher one must not be joined by this binary.
 ///
 /// 1: what issue 3 built. 2: soft delete, retention, the durability class `object`, compaction, index objects, archive.
-pub const FEATURE_LEVEL: u32 = 2;
+/// 3: WAL directories are drained and removed.
+pub const FEATURE_LEVEL: u32 = 3;
 /// The largest encoded [`Entry`], in bytes.
 pub const MAX_ENTRY_BYTES: usize = 1 << 20;
 /// The most batches that one [`CommitChunk`] may sequence: with so many, each in a partition of its own and every number
@@ -72,7 +73,7 @@ pub struct Envelope {
     #[prost(
         oneof = "Command",
         tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, \
-                38, 39, 40, 41, 42"
+                38, 39, 40, 41, 42, 43"
     )]
     pub command: Option<Command>,
 }
@@ -173,6 +174,9 @@ pub enum Command {
     /// Level 2. Unnumbered.
     #[prost(message, tag = "42")]
     ArchiveAdvanced(ArchiveAdvanced),
+    /// Level 3. Unnumbered.
+    #[prost(message, tag = "43")]
+    UpdateDirectory(UpdateDirectory),
 }
 
 // ---- sessions, directories, cluster ----
@@ -237,6 +241,19 @@ pub struct RegisterDirectory {
     pub zone: String,
     #[prost(string, tag = "4")]
     pub cloud: String,
+}
+
+/// Keeps new streams off a WAL directory, lets them come to it again, or takes it out for good. Needs feature level 3.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct UpdateDirectory {
+    #[prost(message, required, tag = "1")]
+    pub directory: DirectoryId,
+    #[prost(enumeration = "crate::record::DirectoryState", tag = "2")]
+    pub state: i32,
+    /// With [`crate::record::DirectoryState::Removed`]: what lies there is gone or given up, so chunks that are not
+    /// uploaded yet do not keep it. Open streams do.
+    #[prost(bool, tag = "3")]
+    pub lost: bool,
 }
 
 /// Raises the cluster's feature level. Never lowers it.

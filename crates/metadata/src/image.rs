@@ -359,11 +359,21 @@ impl Image {
     pub fn broker(&self, node_id: i32) -> Option<&Arc<SessionRecord>> {
         self.sessions.values().find(|session| session.node_id == node_id && !session.is_fenced())
     }
+    /// Those that were removed too.
     pub fn directory(&self, id: DirectoryId) -> Option<&Arc<DirectoryRecord>> {
         self.directories.get(&id)
     }
+    /// All that were not removed.
     pub fn directories(&self) -> impl Iterator<Item = &Arc<DirectoryRecord>> {
-        self.directories.values()
+        self.directories.values().filter(|directory| !directory.is_removed())
+    }
+    /// What keeps a directory from being removed: how many open streams name it, and how many chunks that are not uploaded yet
+    /// lie in streams that name it.
+    pub fn held_by(&self, directory: DirectoryId) -> (usize, usize) {
+        let naming = self.streams.values().filter(|stream| stream.ensemble.contains(&directory));
+        naming.fold((0, 0), |(open, chunks), stream| {
+            (open + usize::from(!stream.closed), chunks + stream.live.len())
+        })
     }
 
     // ---- streams ----

@@ -150,6 +150,30 @@ pub struct DirectoryRecord {
     pub zone: String,
     #[prost(string, tag = "4")]
     pub cloud: String,
+    #[prost(enumeration = "DirectoryState", tag = "5")]
+    pub state: i32,
+}
+
+impl DirectoryRecord {
+    /// New streams may name it.
+    pub fn takes_streams(&self) -> bool {
+        self.state == DirectoryState::InUse as i32
+    }
+    /// It is out for good: what lay there is nowhere else to be looked for.
+    pub fn is_removed(&self) -> bool {
+        self.state == DirectoryState::Removed as i32
+    }
+}
+
+/// Of a WAL directory. Ids are never reused, so one that was removed stays known as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum DirectoryState {
+    InUse = 0,
+    /// No new stream names it; those that do go on until they are closed.
+    Draining = 1,
+    /// An operator took it out.
+    Removed = 2,
 }
 
 /// The leaders of one shard. Any broker serves; leaders only gather.

@@ -156,6 +156,8 @@ impl Recovery {
         if !raised || incarnation <= newest {
             return Err(RecoverError::Incarnation { incarnation, newest });
         }
+        // Every one of them is gone, and no stream names one.
+        kept.forget_directories();
         Ok(kept)
     }
 }

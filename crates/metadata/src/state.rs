@@ -247,6 +247,7 @@ impl StateMachine {
             Command::SetWriteQuorum(c) => self.set_write_quorum(c.write_quorum),
             Command::RaiseIncarnation(c) => self.raise_incarnation(c.incarnation),
             Command::ArchiveAdvanced(c) => self.archive_advanced(c),
+            Command::UpdateDirectory(c) => self.update_directory(c),
             other => match self.expiry(other) {
                 Some(result) => result,
                 None => return refuse(RefusalKind::Malformed, 0),
@@ -337,6 +338,7 @@ fn feature_of(command: &Command) -> u32 {
         | Command::CompactObjects(_)
         | Command::CommitIndex(_)
         | Command::ArchiveAdvanced(_) => 2,
+        Command::UpdateDirectory(_) => 3,
         Command::CommitChunk(c) if c.object.is_some() => 2,
         Command::MoveLogStart(c) if c.reason != LogStartReason::DeleteRecords as i32 => 2,
         _ => 1,

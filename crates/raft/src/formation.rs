@@ -28,6 +28,7 @@ pub(crate) struct Met {
     pub(crate) incarnation: [u8; 16],
     pub(crate) pristine: bool,
     pub(crate) initial_voters: Vec<(u64, String)>,
+    pub(crate) may_vote: bool,
 }
 
 /// Asks a node which directory it is.
@@ -42,6 +43,7 @@ pub(crate) async fn meet(remote: &Remote, node: u64, address: &str) -> Result<Me
         incarnation: incarnation.map_err(|_| malformed("an incarnation of a wrong length".to_owned()))?,
         pristine: answer.pristine,
         initial_voters: answer.initial_voters.into_iter().map(|voter| (voter.node, voter.address)).collect(),
+        may_vote: answer.may_vote,
     })
 }
 
@@ -92,7 +94,8 @@ async fn meet_voter(
 ) -> Result<[u8; 16], String> {
     let met = meet(remote, node, address).await.map_err(|error| error.to_string())?;
     if !met.pristine {
-        return Err("it belongs to a group already; this node must join that under a new id".to_owned());
+        return Err("it belongs to a group already, which this node's directory is not part of: if this node was one of it and lost its \
+                    directory, it must be replaced there".to_owned());
     }
     let ours: BTreeSet<_> = voters.iter().collect();
     if met.initial_voters.iter().collect::<BTreeSet<_>>() != ours {

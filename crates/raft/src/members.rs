@@ -3,6 +3,9 @@
 //! A member comes as a learner: it gets the log, or a snapshot, and counts for nothing. When it has caught up it becomes a
 //! voter, by joint consensus. One change at a time; only the leader makes them. A change that was cut off leaves a learner, or
 //! a joint membership that the next change ends; asking again is always safe.
+//!
+//! A directory that was lost comes back as another one under the old node id only after the old one was taken out, so that
+//! no vote or entry that it promised is counted on any more. A learner promised nothing: it begins anew by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -119,31 +122,74 @@ pub(crate) async fn add_learner(
 ) -> Result<(), MembershipError> {
     let unreachable = |why: String| MembershipError::Unreachable { node, address: address.to_owned(), why };
     let met = formation::meet(remote, node, address).await.map_err(|error| unreachable(error.to_string()))?;
-    match effective(raft).get_node(&node) {
+    let membership = effective(raft);
+    match membership.get_node(&node) {
         Some(known) if known.incarnation != met.incarnation => {
-            return Err(refused(format!(
-                "node {node} is a member with another directory; ids are never reused"
-            )));
+            if membership.voter_ids().any(|voter| voter == node) {
+                return Err(refused(format!(
+                    "node {node} is a voter with another directory; if that is lost, replace it"
+                )));
+            }
+            if !met.pristine {
+                return Err(not_new(node));
+            }
+            remove(raft, node).await?;
         }
         Some(known) if known.address != address => {
             return Err(refused(format!("node {node} is a member at {}", known.address)));
         }
         Some(_) => {}
-        None if !met.pristine => {
-            return Err(refused(format!(
-                "node {node} has belonged to a group before; it must join as a new one"
-            )));
-        }
+        None if !met.pristine => return Err(not_new(node)),
         None => {}
     }
     let peer = Peer { incarnation: met.incarnation, address: address.to_owned() };
     changed(raft.add_learner(node, peer, true), CATCH_UP_TIMEOUT).await
 }
 
+fn not_new(node: u64) -> MembershipError {
+    refused(format!(
+        "node {node} has belonged to a group before; it must join as a new one, with an empty directory"
+    ))
+}
+
+/// Takes out the directory that a node has lost and brings in the new one, with the vote that the old one had.
+pub(crate) async fn replace(
+    raft: &Raft,
+    remote: &Remote,
+    node: u64,
+    address: &str,
+) -> Result<(), MembershipError> {
+    let unreachable = |why: String| MembershipError::Unreachable { node, address: address.to_owned(), why };
+    let met = formation::meet(remote, node, address).await.map_err(|error| unreachable(error.to_string()))?;
+    let membership = effective(raft);
+    // Absent: an earlier attempt was cut off after the old one had gone.
+    let absent = membership.get_node(&node).is_none();
+    let votes = membership.voter_ids().any(|voter| voter == node) || (absent && met.may_vote);
+    if membership.get_node(&node).is_some_and(|known| known.incarnation != met.incarnation) {
+        // Before the old one goes: nothing is won if the new one cannot come.
+        if !met.pristine {
+            return Err(not_new(node));
+        }
+        remove(raft, node).await?;
+    }
+    add_learner(raft, remote, node, address).await?;
+    if votes { promote(raft, remote, node).await } else { Ok(()) }
+}
+
 /// Makes a learner a voter.
-pub(crate) async fn promote(raft: &Raft, node: u64) -> Result<(), MembershipError> {
-    if effective(raft).get_node(&node).is_none() {
-        return Err(refused(format!("node {node} is no member")));
+pub(crate) async fn promote(raft: &Raft, remote: &Remote, node: u64) -> Result<(), MembershipError> {
+    let membership = effective(raft);
+    let Some(peer) = membership.get_node(&node) else {
+        return Err(refused(format!("node {node} is no member: start it, so that it joins")));
+    };
+    if membership.voter_ids().any(|voter| voter == node) {
+        return Ok(());
+    }
+    let address = peer.address.clone();
+    let met = formation::meet(remote, node, &address).await;
+    let met = met.map_err(|error| MembershipError::Unreachable { node, address, why: error.to_string() })?;
+    if !met.may_vote {
+        return Err(refused(format!("node {node} does not have the role metadata")));
     }
     let change = ChangeMembers::AddVoterIds(BTreeSet::from([node]));
     changed(raft.change_membership(change, false), CHANGE_TIMEOUT).await

@@ -29,6 +29,8 @@ pub struct QuorumOptions {
     /// Who the group begins with, as (node id, address); for an empty directory only, and the same at all of them. Empty, or this
     /// node alone: a group of one. Others, without this node: it waits until the leader adds it ([`crate::Quorum::add_voter`]).
     pub initial_voters: Vec<(u64, String)>,
+    /// It may be made a voter; else it stays a learner, which has all and decides nothing.
+    pub may_vote: bool,
     /// Bytes of commands that may wait, half of them others than commits of chunks; more are refused with
     /// [`ProposeError::Busy`].
     pub queue_bytes: usize,
@@ -58,6 +60,7 @@ impl QuorumOptions {
             address: String::new(),
             network: None,
             initial_voters: Vec::new(),
+            may_vote: true,
             queue_bytes: 64 << 20,
             entries_in_flight: 4,
             log_cache_bytes: 16 << 20,

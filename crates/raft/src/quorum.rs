@@ -177,7 +177,7 @@ impl Quorum {
                 store.clone(),
                 Arc::clone(&queue),
                 Arc::clone(&barriers),
-                options.initial_voters.clone(),
+                &options,
             ));
             seeded("raft-sweep", boxed(propose::sweep(in_flight, Arc::clone(&slots), lead.leader.clone())));
             let to_raft = Arc::clone(&serving.to_raft);
@@ -270,9 +270,21 @@ impl Quorum {
         let address = address.to_owned();
         self.change(async move |raft, remote| {
             members::add_learner(&raft, &remote, node_id, &address).await?;
-            members::promote(&raft, node_id).await
+            members::promote(&raft, &remote, node_id).await
         })
         .await
+    }
+
+    /// Makes a learner a voter, if its node may be one ([`QuorumOptions::may_vote`]). Only at the leader; asking again is safe.
+    pub async fn promote(&self, node_id: u64) -> Result<(), MembershipError> {
+        self.change(async move |raft, remote| members::promote(&raft, &remote, node_id).await).await
+    }
+
+    /// Takes out the directory that a member has lost, and brings in the empty one that it runs with now at `address`, with the
+    /// vote that it had. Only at the leader; asking again is safe. One that was cut off may leave it a learner ([`Self::promote`]).
+    pub async fn replace(&self, node_id: u64, address: &str) -> Result<(), MembershipError> {
+        let address = address.to_owned();
+        self.change(async move |raft, remote| members::replace(&raft, &remote, node_id, &address).await).await
     }
 
     /// Takes a voter, or a learner, out of the group for good. A leader that takes out itself hands over. Only at the leader;

@@ -97,6 +97,8 @@ impl ServiceId {
     pub const WAL: Self = Self(3);
     /// Heartbeats of brokers (`crates/raft`).
     pub const LIVENESS: Self = Self(4);
+    /// Nodes that come and go (`crates/isobar`).
+    pub const CLUSTER: Self = Self(5);
 }
 
 /// What is asked of which service.

@@ -51,6 +51,13 @@ pub enum ClaimError {
     Store(#[from] StoreError),
 }
 
+impl Claim {
+    /// As it was given to [`claim`]. `None`: damaged.
+    pub fn owner(&self) -> Option<[u8; 16]> {
+        u128::from_str_radix(&self.owner, 16).ok().map(u128::to_be_bytes)
+    }
+}
+
 fn key(incarnation: u32) -> String {
     format!("{DIR}/{incarnation:03}")
 }

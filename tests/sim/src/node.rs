@@ -202,7 +202,7 @@ pub(crate) async fn live(host: Host, options: NodeOptions, life: Arc<Mutex<Life>
 }
 
 async fn look(node: &Node, wish: Wish) -> Result<Looked, String> {
-    let parts = node.fsck_parts();
+    let parts = node.fsck_parts().ok_or("it is no broker")?;
     let mut findings = Vec::new();
     let mut summary = Summary::default();
     match wish {
@@ -230,7 +230,8 @@ async fn look(node: &Node, wish: Wish) -> Result<Looked, String> {
         }
     }
     parts.proposer.barrier().await.map_err(|error| error.to_string())?;
-    Ok(Looked { image: parts.proposer.image(), archived: node.archived(), findings, summary })
+    let archived = node.archived().ok_or("it has no metadata")?;
+    Ok(Looked { image: parts.proposer.image(), archived, findings, summary })
 }
 
 /// The main task of a machine on which `isobar recover` runs.

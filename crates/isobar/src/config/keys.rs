@@ -3,7 +3,7 @@
 use isobar_metadata::config_table::{BROKER_CONFIGS, FIXED_BROKER_CONFIGS};
 
 use super::value::{Kind, Value, nodes};
-use crate::node::{NodeOptions, Store};
+use crate::node::{NodeOptions, Roles, Store};
 
 /// Options below this prefix go to the store as they are; so do variables that begin with [`STORE_OPTIONS_ENV`].
 pub(super) const STORE_OPTIONS: &str = "store.options.";
@@ -72,6 +72,13 @@ fn or_none(value: &Value) -> Option<String> {
 const SPAN_MAX_MS: u64 = 365 * 86_400_000;
 const INT: Kind = Kind::Int(1, i32::MAX as i64);
 
+pub(super) const ROLES: &[&str] = &["broker", "wal", "metadata"];
+
+fn roles(text: &str) -> Roles {
+    let has = |role: &str| text.split(',').any(|word| word.trim() == role);
+    Roles { broker: has("broker"), wal: has("wal"), metadata: has("metadata") }
+}
+
 /// Every key, by section in the order of the example file.
 pub static KEYS: &[Key] = &[
     key(
@@ -88,6 +95,13 @@ pub static KEYS: &[Key] = &[
         "1",
         "This node's id; Kafka's node.id. It is written into a new data directory and may not change.",
         |o, v| o.broker.node_id = v.int() as i32,
+    ),
+    key(
+        "node.roles",
+        Kind::SomeOf(ROLES),
+        "\"broker,wal,metadata\"",
+        "What this node does in a cluster: serve clients, keep what is not uploaded yet, vote on metadata. Kafka's process.roles.",
+        |o, v| o.roles = roles(v.text()),
     ),
     key(
         "node.zone",
@@ -125,15 +139,15 @@ pub static KEYS: &[Key] = &[
         "listeners.cluster",
         Kind::Address(&[""]),
         "\"\"",
-        "Address for other nodes, if it is not this node's in cluster.voters.",
+        "Address for other nodes, if it is not this node's in cluster.voters. A node that is not among them is also reached there.",
         |o, v| o.cluster.listen = or_none(v),
     ),
     key(
         "cluster.voters",
         Kind::Nodes,
         "\"\"",
-        "The nodes that the cluster begins with, this one among them, as others reach them; the same at all. Kafka's controller.quorum.voters. \
-         Empty: this node is alone.",
+        "The metadata voters that the cluster began with, as others reach them; the same at all. A node that is not among them joins \
+         by them. Kafka's controller.quorum.voters. Empty: this node is alone.",
         |o, v| o.cluster.voters = nodes(v.text()).unwrap_or_default(),
     ),
     key(

@@ -100,7 +100,19 @@ impl Config {
     /// What a cluster's node needs beside the list of nodes.
     fn check_cluster(&self, errors: &mut ConfigErrors) {
         let Some((Value::Text(voters), source)) = self.get("cluster.voters") else { return };
+        let has_role = |role: &str| self.text("node.roles").is_some_and(|roles| roles.contains(role));
         if voters.is_empty() {
+            if let Some((_, source)) =
+                self.get("node.roles").filter(|_| !keys::ROLES.iter().all(|role| has_role(role)))
+            {
+                errors.push(ConfigError {
+                    key: "node.roles".to_owned(),
+                    source: Some(source.clone()),
+                    problem: "a node that is alone has all roles".to_owned(),
+                    expected: Some("cluster.voters to be set too".to_owned()),
+                    hint: None,
+                });
+            }
             return;
         }
         let mut lacks = |problem: String, expected: &str| {
@@ -121,9 +133,16 @@ impl Config {
             }
         }
         let own = self.get("node.id").map_or(0, |(value, _)| value.int());
-        if value::nodes(voters).is_some_and(|nodes| nodes.iter().all(|(id, _)| i64::try_from(*id) != Ok(own)))
-        {
-            lacks(format!("node.id {own} is not among them"), "this node to be one of them");
+        let is_first = value::nodes(voters)
+            .is_some_and(|nodes| nodes.iter().any(|(id, _)| i64::try_from(*id) == Ok(own)));
+        if !is_first && self.text("listeners.cluster").is_none() {
+            lacks(
+                format!("node.id {own} is not among them"),
+                "listeners.cluster to be set too, where the others reach this node",
+            );
+        }
+        if is_first && !has_role("metadata") {
+            lacks(format!("node.id {own} is among them"), "metadata among node.roles");
         }
     }
 

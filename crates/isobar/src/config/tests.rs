@@ -240,6 +240,13 @@ fn a_clusters_node_needs_all_of_its_section() {
     assert_eq!(cluster.voters, [(1, "a:1".to_owned()), (2, "b:1".to_owned())]);
     let stranger = told(&format!("{voters}{rest}").replace("id = 2", "id = 7")).unwrap_err();
     assert!(stranger.contains("node.id 7 is not among them"), "{stranger}");
+    let joining = format!("[listeners]\ncluster = \"c:1\"\n{voters}{rest}")
+        .replace("id = 2", "id = 7\nroles = \"wal\"");
+    assert_eq!(told(&joining).unwrap().listen.as_deref(), Some("c:1"));
+    let mute = format!("{voters}{rest}").replace("id = 2", "id = 2\nroles = \"wal, broker\"");
+    assert!(told(&mute).unwrap_err().contains("metadata among node.roles"));
+    assert!(told("[node]\nroles = \"wal\"").unwrap_err().contains("a node that is alone has all roles"));
+    assert!(told("[node]\nroles = \"wal,disk\"").unwrap_err().contains("one or more of"));
     for wrong in ["1@a", "a:1", "1@a:1,1@b:1", "1@a:1,2@a:1", "x@a:1"] {
         assert!(nodes(wrong).is_none(), "{wrong}");
     }

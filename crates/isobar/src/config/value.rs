@@ -141,6 +141,8 @@ pub enum Kind {
     Nodes,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// One or more of these words, with commas between.
+    SomeOf(&'static [&'static str]),
     /// A whole number within these bounds.
     Int(i64, i64),
     /// true or false.
@@ -166,6 +168,10 @@ impl Kind {
             }
             Kind::Nodes => nodes(trimmed).map(|_| Value::Text(trimmed.to_owned())),
             Kind::OneOf(words) => words.contains(&trimmed).then(|| Value::Text(trimmed.to_owned())),
+            Kind::SomeOf(words) => trimmed
+                .split(',')
+                .all(|word| words.contains(&word.trim()))
+                .then(|| Value::Text(trimmed.to_owned())),
             Kind::Int(..) => trimmed.replace('_', "").parse().ok().map(Value::Int),
             Kind::Bool => trimmed.to_ascii_lowercase().parse().ok().map(Value::Bool),
             Kind::AutoBytes(..) if trimmed == AUTO => Some(Value::Text(AUTO.to_owned())),
@@ -231,6 +237,7 @@ impl Kind {
             Kind::Address(words) => format!("an address, host:port, or {}", quoted(words)),
             Kind::Nodes => "nodes as \"1@host:port,2@host:port,3@host:port\", or nothing".to_owned(),
             Kind::OneOf(words) => quoted(words),
+            Kind::SomeOf(words) => format!("one or more of {}, with commas between", quoted(words)),
             Kind::Int(least, most) => {
                 format!("a whole number {}", within(least.to_string(), most.to_string(), *most == i64::MAX))
             }

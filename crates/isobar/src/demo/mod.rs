@@ -69,11 +69,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
     }
     let started = Instant::now();
     let node = Node::start(&host, options).await?;
-    say(&format!(
-        "it serves Kafka clients on {} after {} ms",
-        node.local_addr(),
-        started.elapsed().as_millis()
-    ));
+    say(&format!("it serves Kafka clients on {} after {} ms", kafka(&node), started.elapsed().as_millis()));
 
     let outcome = tokio::select! {
         biased;
@@ -83,7 +79,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
     if outcome.is_ok() && args.keep {
         say(&format!(
             "the broker stays: try  kcat -b {} -t {TOPIC} -C -c 3   (Ctrl-C stops it)",
-            node.local_addr()
+            kafka(&node)
         ));
         stop.wait().await;
     }
@@ -91,9 +87,14 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
     outcome
 }
 
+/// Where clients connect; a node that is alone is a broker.
+fn kafka(node: &Node) -> String {
+    node.local_addr().map(|addr| addr.to_string()).unwrap_or_default()
+}
+
 async fn load_and_check(host: &Host, node: &Node) -> Result<(), Failure> {
     let flights = Arc::new(Flights::load()?);
-    let addr = node.local_addr().to_string();
+    let addr = kafka(node);
     let client = Client::connect(host, ClientConfig::new(&addr)).await?;
     for created in client.create_topics(&[NewTopic::new(TOPIC, PARTITIONS)]).await? {
         created?;

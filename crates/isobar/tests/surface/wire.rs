@@ -128,7 +128,7 @@ impl Rig {
                 options.broker.listen = "127.0.0.1:0".to_owned();
                 options.broker.group_initial_rebalance_delay_ms = 0;
                 let node = Node::start(&Host::real(), options).await.unwrap();
-                (node.local_addr().to_string(), Some((node, dir)))
+                (node.local_addr().unwrap().to_string(), Some((node, dir)))
             }
         };
         let isobar = node.is_some() || std::env::var("PEER").is_ok_and(|peer| peer == "isobar");

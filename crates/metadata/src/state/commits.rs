@@ -130,8 +130,12 @@ impl StateMachine {
             return Err("the ensemble is smaller than the write quorum, or too large");
         }
         for (index, directory) in c.ensemble.iter().enumerate() {
-            if self.image.directory(*directory).is_none() {
-                return Err("the ensemble names a directory that is not registered");
+            match self.image.directory(*directory) {
+                None => return Err("the ensemble names a directory that is not registered"),
+                Some(record) if !record.takes_streams() => {
+                    return Err("the ensemble names a directory that is drained or removed");
+                }
+                Some(_) => {}
             }
             if c.ensemble[..index].contains(directory) {
                 return Err("the ensemble names a directory twice");

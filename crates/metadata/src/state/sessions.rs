@@ -2,10 +2,10 @@
 
 use super::{Counters, StateMachine, done, failed};
 use crate::codes;
-use crate::command::{ArchiveAdvanced, RegisterDirectory, RegisterSession, UpdateSession};
+use crate::command::{ArchiveAdvanced, RegisterDirectory, RegisterSession, UpdateDirectory, UpdateSession};
 use crate::effect::{ClusterChanged, EffectKind, SessionForgotten};
 use crate::ids::{DirectoryId, MAX_INCARNATION, SessionId, StreamId};
-use crate::record::{DirectoryRecord, SessionRecord, SessionState};
+use crate::record::{DirectoryRecord, DirectoryState, SessionRecord, SessionState};
 use crate::result::{CommandResult, SessionGranted};
 
 /// Results of a fenced session whose node does not come back stay for repeats so long.
@@ -133,12 +133,20 @@ impl StateMachine {
             node_id: c.node_id,
             zone: c.zone.clone(),
             cloud: c.cloud.clone(),
+            state: self
+                .image
+                .directory(c.directory)
+                .map_or(DirectoryState::InUse as i32, |known| known.state),
         };
         match self.image.directory(c.directory) {
-            Some(known) if **known == record => done(),
             Some(known) if known.node_id != c.node_id => {
                 CommandResult::Done(failed(codes::INVALID_REQUEST, "the directory belongs to another node"))
             }
+            Some(known) if known.is_removed() => CommandResult::Done(failed(
+                codes::INVALID_REQUEST,
+                "the directory was removed from the cluster",
+            )),
+            Some(known) if **known == record => done(),
             _ if c.directory == DirectoryId::NIL => {
                 CommandResult::Done(failed(codes::INVALID_REQUEST, "a directory needs an incarnation"))
             }
@@ -147,6 +155,41 @@ impl StateMachine {
                 done()
             }
         }
+    }
+
+    /// A directory that open streams name is not removed: its acknowledgements may count in them.
+    pub(super) fn update_directory(&mut self, c: &UpdateDirectory) -> CommandResult {
+        let refused = |why: String| CommandResult::Done(failed(codes::INVALID_REQUEST, why));
+        let Some(record) = self.image.directory(c.directory) else {
+            return refused("no such directory".to_owned());
+        };
+        let Ok(state) = DirectoryState::try_from(c.state) else {
+            return refused("not a state of a directory".to_owned());
+        };
+        if record.state == c.state {
+            return done();
+        }
+        if record.is_removed() {
+            return refused("the directory was removed from the cluster".to_owned());
+        }
+        if state == DirectoryState::Removed {
+            let (open, chunks) = self.image.held_by(c.directory);
+            if open > 0 {
+                return refused(format!("{open} streams that are open name the directory"));
+            }
+            if chunks > 0 && !c.lost {
+                return refused(format!(
+                    "{chunks} chunks that are not uploaded yet may lie in the directory"
+                ));
+            }
+        }
+        let record = DirectoryRecord { state: c.state, ..DirectoryRecord::clone(record) };
+        self.emit(EffectKind::Directory(record));
+        done()
+    }
+
+    pub(crate) fn forget_directories(&mut self) {
+        self.image.directories.clear();
     }
 
     pub(super) fn raise_incarnation(&mut self, incarnation: u32) -> CommandResult {

@@ -133,3 +133,65 @@ fn directories_belong_to_one_node() {
     assert!(matches!(result, CommandResult::Done(outcome) if outcome.error_code == codes::INVALID_REQUEST));
     assert_eq!(rig.machine.view().directory(directory).unwrap().node_id, 1);
 }
+
+#[test]
+fn a_directory_is_drained_and_then_removed_for_good() {
+    let mut rig = Rig::new();
+    let (session, stream) = rig.broker(1);
+    let directory = rig.machine.view().stream(stream).unwrap().ensemble[0];
+    let topic = rig.topic(session, "t", 1);
+    rig.commit((session, stream), (topic, 0), vec![plain(0, 1)]);
+    let update = |rig: &mut Rig, state: DirectoryState, lost| {
+        let update = UpdateDirectory { directory, state: state as i32, lost };
+        match rig.leader(Command::UpdateDirectory(update)) {
+            CommandResult::Done(outcome) => outcome,
+            other => panic!("{other:?}"),
+        }
+    };
+    let refusal =
+        |rig: &mut Rig, lost| update(rig, DirectoryState::Removed, lost).message.unwrap_or_default();
+    assert!(refusal(&mut rig, true).contains("1 streams that are open"), "acknowledgements may count there");
+
+    assert_eq!(update(&mut rig, DirectoryState::Draining, false).error_code, 0);
+    let open = OpenStream { lane: WAL_LANE, ensemble: vec![directory], write_quorum: 1 };
+    let refused = |result| matches!(result, CommandResult::Stream(granted) if granted.error_code != 0);
+    assert!(refused(rig.control(session, Command::OpenStream(open.clone()))));
+    // What is open goes on.
+    rig.commit((session, stream), (topic, 0), vec![plain(1, 1)]);
+    let again = RegisterDirectory { directory, node_id: 1, ..RegisterDirectory::default() };
+    rig.leader(Command::RegisterDirectory(again.clone()));
+    assert!(!rig.machine.view().directory(directory).unwrap().takes_streams(), "a restart ends no drain");
+
+    rig.control(session, Command::CloseStream(CloseStream { stream }));
+    assert!(refusal(&mut rig, false).contains("2 chunks that are not uploaded"));
+    assert_eq!(rig.machine.view().held_by(directory), (0, 2));
+    let object = rig.objects(session, 1);
+    rig.upload(session, object, StoreId(1), vec![run_of(topic, 0, 0, 1)]);
+    assert_eq!(rig.machine.view().held_by(directory), (0, 0));
+    for _ in 0..2 {
+        assert_eq!(update(&mut rig, DirectoryState::Removed, false).error_code, 0);
+    }
+    rig.restart();
+    assert!(rig.machine.view().directory(directory).unwrap().is_removed());
+    assert_eq!(rig.machine.view().directories().count(), 0);
+    // It never comes back.
+    assert_ne!(update(&mut rig, DirectoryState::InUse, false).error_code, 0);
+    let back = rig.leader(Command::RegisterDirectory(again));
+    assert!(matches!(back, CommandResult::Done(outcome) if outcome.error_code == codes::INVALID_REQUEST));
+    assert!(refused(rig.control(session, Command::OpenStream(open))));
+}
+
+#[test]
+fn a_lost_directory_is_removed_though_chunks_name_it() {
+    let mut rig = Rig::new();
+    let (session, stream) = rig.broker(1);
+    let directory = rig.machine.view().stream(stream).unwrap().ensemble[0];
+    let topic = rig.topic(session, "t", 1);
+    rig.commit((session, stream), (topic, 0), vec![plain(0, 1)]);
+    rig.control(session, Command::CloseStream(CloseStream { stream }));
+    let lost = UpdateDirectory { directory, state: DirectoryState::Removed as i32, lost: true };
+    assert!(
+        matches!(rig.leader(Command::UpdateDirectory(lost)), CommandResult::Done(o) if o.error_code == 0)
+    );
+    assert!(!rig.machine.view().stream(stream).unwrap().is_garbage(1), "another replica may have it");
+}

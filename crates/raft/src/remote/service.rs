@@ -33,6 +33,7 @@ use super::{Remote, forward};
 use crate::barrier::Barriers;
 use crate::error::ProposeError;
 use crate::log_store::LogStore;
+use crate::options::QuorumOptions;
 use crate::propose::{Queue, Raft};
 use crate::records::MemberRecord;
 use crate::types::Types;
@@ -133,6 +134,7 @@ pub(crate) struct Inbound {
     queue: Arc<Queue>,
     barriers: Arc<Barriers>,
     initial_voters: Vec<(u64, String)>,
+    may_vote: bool,
     pub(crate) to_raft: Arc<Inbox<ToRaft>>,
     pub(crate) parts: Arc<Inbox<Part>>,
     /// Nodes whose connection for openraft's messages has closed, and when.
@@ -148,14 +150,15 @@ impl Inbound {
         store: LogStore,
         queue: Arc<Queue>,
         barriers: Arc<Barriers>,
-        initial_voters: Vec<(u64, String)>,
+        options: &QuorumOptions,
     ) -> Self {
         Self {
             remote,
             store,
             queue,
             barriers,
-            initial_voters,
+            initial_voters: options.initial_voters.clone(),
+            may_vote: options.may_vote,
             to_raft: Arc::new(Inbox::new(INBOX_MESSAGES, INBOX_BYTES)),
             parts: Arc::new(Inbox::new(
                 2 * super::snapshot::WINDOW,
@@ -328,6 +331,7 @@ impl Inbound {
             incarnation: Bytes::copy_from_slice(&self.remote.incarnation),
             pristine: self.store.is_pristine(),
             initial_voters: self.initial_voters.iter().map(voter).collect(),
+            may_vote: self.may_vote,
         }
     }
 }

@@ -225,6 +225,9 @@ pub(crate) struct HelloAnswer {
     /// The voters that it was told to begin a group with.
     #[prost(message, repeated, tag = "3")]
     pub(crate) initial_voters: Vec<crate::records::MemberRecord>,
+    /// It may be made a voter.
+    #[prost(bool, tag = "4")]
+    pub(crate) may_vote: bool,
 }
 
 /// Commands of one follower, in its order.

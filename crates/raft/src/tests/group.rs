@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::archive::{Shelf, quick};
 use super::{cluster, register, session_of};
-use crate::{MemberInfo, ProposeError, Quorum, QuorumOptions, RaftNetwork};
+use crate::{MemberInfo, MembershipError, ProposeError, Quorum, QuorumOptions, RaftNetwork};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -208,6 +208,14 @@ impl Cluster {
 
     fn leader(&self) -> Option<usize> {
         self.slots.lock().iter().find(|(_, quorum)| quorum.is_leader()).map(|(node, _)| *node)
+    }
+
+    /// Whether a member has applied what the leader has, or nearly.
+    fn is_current(&self, node: usize) -> bool {
+        let slots = self.slots.lock();
+        let place = |node: usize| slots.get(&node).map_or(0, |quorum| quorum.position().0);
+        let leader = slots.iter().find(|(_, quorum)| quorum.is_leader()).map(|(node, _)| *node);
+        leader.is_some_and(|leader| place(node) + 20 > place(leader))
     }
 
     fn run(&mut self, ms: u64) {
@@ -434,29 +442,65 @@ fn the_leader_archives_and_its_successor_goes_on() {
     cluster.settle(3);
 }
 
+/// What an operator asks of the leader.
+fn change(cluster: &mut Cluster, what: &'static str, node: usize) -> Result<(), MembershipError> {
+    let done = Arc::new(Mutex::new(None));
+    let (tell, leader) = (Arc::clone(&done), cluster.leader().expect("a leader"));
+    let quorum = cluster.slots.lock().get(&leader).cloned().expect("it is up");
+    cluster.world.add_node("operator", Arc::new(SimDisk::new(1)));
+    cluster.world.boot("operator", |_| async move {
+        let result = match what {
+            "add" => quorum.add_voter(id(node), &address(node)).await,
+            "replace" => quorum.replace(id(node), &address(node)).await,
+            _ => quorum.remove_voter(id(node)).await,
+        };
+        *tell.lock() = Some(result);
+    });
+    cluster.until(60_000, what, |_| done.lock().is_some());
+    cluster.world.crash("operator");
+    let result = done.lock().take();
+    result.expect("an answer")
+}
+
+#[test]
+fn a_directory_that_was_lost_is_replaced_and_does_not_come_back() {
+    for seed in seeds(61, 2) {
+        let mut cluster = Cluster::new(seed);
+        cluster.until_acked(100);
+        let leader = cluster.leader().expect("a leader");
+        let lost = (leader + 1) % 3;
+        cluster.kill(lost);
+        cluster.boot_from(lost, "/new");
+        cluster.run(3000);
+        assert!(!cluster.is_current(lost), "it is let in by nobody but an operator");
+        assert!(change(&mut cluster, "add", lost).is_err(), "the old directory may still be there");
+        change(&mut cluster, "replace", lost).expect("replaced");
+        change(&mut cluster, "replace", lost).expect("and again");
+        cluster.until(10_000, "the new directory", |c| c.is_current(lost));
+        // With its vote: the group stands with one of the others down.
+        let other = (lost + 1) % 3;
+        cluster.kill(other);
+        cluster.until_acked(50);
+        cluster.boot(other);
+        cluster.run(1000);
+        // Now the old one comes back: nobody speaks with it.
+        cluster.kill(lost);
+        cluster.boot(lost);
+        cluster.run(3000);
+        assert!(!cluster.is_current(lost), "the old directory is one of the group again");
+        cluster.kill(lost);
+        cluster.boot_from(lost, "/new");
+        cluster.until_acked(50);
+        cluster.settle(3);
+    }
+}
+
 #[test]
 fn members_come_and_go() {
     let mut cluster = Cluster::new(51);
     cluster.until_acked(200);
     cluster.boot(3);
     cluster.until(5000, "the fourth", |c| c.slots.lock().contains_key(&3));
-    let change = |cluster: &mut Cluster, what: &'static str, node: usize| {
-        let done = Arc::new(Mutex::new(None));
-        let (tell, leader) = (Arc::clone(&done), cluster.leader().expect("a leader"));
-        let quorum = cluster.slots.lock().get(&leader).cloned().expect("it is up");
-        cluster.world.add_node("operator", Arc::new(SimDisk::new(1)));
-        cluster.world.boot("operator", |_| async move {
-            let result = match what {
-                "add" => quorum.add_voter(id(node), &address(node)).await,
-                _ => quorum.remove_voter(id(node)).await,
-            };
-            *tell.lock() = Some(result);
-        });
-        cluster.until(60_000, what, |_| done.lock().is_some());
-        cluster.world.crash("operator");
-        let result = done.lock().take();
-        result.expect("an answer")
-    };
     change(&mut cluster, "add", 3).expect("added");
     let leader = cluster.leader().expect("a leader");
     change(&mut cluster, "remove", leader).expect("removed");

@@ -211,7 +211,9 @@ impl Driver {
             let is_there = found.partitions.contains_key(&(at.topic.clone(), at.partition));
             match &log.error {
                 Some(_) if named && !is_there => *log = Log::default(),
-                Some(error) => return self.broken(format!("{what} was flipped, and after a recovery: {at}: {error}")),
+                Some(error) => {
+                    return self.broken(format!("{what} was flipped, and after a recovery: {at}: {error}"));
+                }
                 None => {}
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use isobar_host::Host;
 use isobar_host::sim::{SimDisk, World};
-use isobar_metadata::command::RegisterSession;
+use isobar_metadata::command::{RegisterDirectory, RegisterSession};
 use isobar_metadata::{ClusterFormat, Command, DirectoryId, Envelope, StoreId};
 use isobar_protocol::messages::create_topics_request::CreatableTopic;
 use isobar_protocol::messages::describe_groups_response::DescribedGroup;
@@ -30,7 +30,9 @@ use isobar_wal::{LocalReplica, ReplicaOptions, Wal, WalMetrics};
 use parking_lot::Mutex;
 
 use crate::connection::{Answer, Client};
-use crate::{Alone, Broker, Ensembles, LiveImage, Metrics, Options, Parts, RunningBroker, dispatch};
+use crate::{
+    Alone, Broker, Ensembles, LiveImage, Metrics, Options, Parts, RunningBroker, dispatch, register_directory,
+};
 
 type Scenario = Box<dyn FnOnce(Kafka) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 /// Virtual time that one life may take.
@@ -61,10 +63,13 @@ pub(crate) async fn boot_on(
     let bucket = Bucket::open_dir(host, "local", root, settings, store_metrics.clone()).await.unwrap();
     let cache = MemoryCache::new(host, 1 << 20, store_metrics);
     let metrics = Arc::new(Metrics::default());
+    let directory =
+        RegisterDirectory { directory: wal.directory(), node_id: 1, ..RegisterDirectory::default() };
+    register_directory(&quorum, directory).await.unwrap();
     let parts = Parts {
         quorum,
         image: Arc::new(LiveImage::new(image, Arc::clone(&metrics))),
-        directory: wal.directory(),
+        directory: Some(wal.directory()),
         ensembles: ensembles(wal.directory()),
         wal: wrap(wal),
         objects: ObjectReader::new(bucket, Arc::new(cache)),
