@@ -200,6 +200,12 @@ class Cluster:
         except OSError:
             return None
 
+    def command(self, node, *arguments):
+        """`isobar cluster …` at a node: its exit code, and what it said."""
+        done = subprocess.run([BINARY, "cluster", *arguments, "--admin", node.admin], capture_output=True, text=True, timeout=120,
+                              check=False)
+        return done.returncode, (done.stdout + done.stderr).strip()
+
     def leader(self):
         """The node that leads the metadata quorum; None while nobody says so."""
         for node in self.nodes:

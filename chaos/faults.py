@@ -318,6 +318,27 @@ def wipe_cache(scene, node):
     return ""
 
 
+@fault("disk", starts=True)
+def wipe_node(scene, node):
+    """A node is killed and all that its disk held is gone; it starts with an empty directory and is replaced by the one command."""
+    node.send(signal.SIGKILL)
+    node.process.wait(60)
+    for path in node.data.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    time.sleep(scene.random.choice((0, 3)))
+    node.start()
+    asked = scene.random.choice([other for other in scene.cluster.nodes if other is not node])
+    deadline = time.monotonic() + 60
+    while True:
+        code, said = scene.cluster.command(asked, "replace", str(node.id))
+        # Taken out is the old directory once no writer is left in a stream that names it.
+        if code == 0 and "not taken out yet" not in said:
+            return f"replaced by node {asked.id}"
+        if time.monotonic() > deadline:
+            raise Died(f"node {node.id} was not replaced within 60 s: {said}\n{node.tail()}")
+        time.sleep(0.3)
+
+
 @fault("disk", ("disks", "s3"), starts=True)
 def disk_full(scene, node):
     """A node's file system is full, while the store is away so that its WAL must grow; it lasts on once the node has noticed."""
