@@ -376,6 +376,11 @@ impl Node {
         }
     }
 
+    /// The node's part of the metadata quorum, for whoever holds this node in its own process.
+    pub fn quorum(&self) -> &Quorum {
+        &self.quorum
+    }
+
     /// How far the metadata log is archived.
     pub fn archived(&self) -> Status {
         self.archiver.status()
