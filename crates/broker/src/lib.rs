@@ -222,7 +222,12 @@ impl RunningBroker {
         });
         session::register_directory(&parts.quorum, directory).await?;
         // Who cannot write must not be among the brokers: clients would be sent to it.
-        wait_for_replicas(&*parts.ensembles).await;
+        tokio::select! {
+            biased;
+            // Then nobody tells this node of replicas any more.
+            () = parts.quorum.stopped() => return Err(ProposeError::Stopping.into()),
+            () = wait_for_replicas(&*parts.ensembles) => {}
+        }
         let session = Arc::new(Session::register(&parts.quorum, registration).await?);
         let _ = known.set(session.id());
         (parts.on_registered)(session.id());

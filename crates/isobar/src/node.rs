@@ -35,7 +35,7 @@ use isobar_broker::{Alone, BrokerError, LiveImage, Metrics, Options, Parts, Runn
 use isobar_host::disk::DirLock;
 use isobar_host::{Host, Task};
 use isobar_metadata::command::{FEATURE_LEVEL, SetFeatureLevel};
-use isobar_metadata::{ClusterFormat, Command, Envelope, Image, StoreId};
+use isobar_metadata::{ClusterFormat, Command, Envelope, StoreId};
 use isobar_raft::archive::{ArchiveOptions, Archiver, Status};
 use isobar_raft::{Quorum, QuorumOptions, RaftError, RaftNetwork};
 use isobar_rpc::{Rpc, RpcError};
@@ -242,13 +242,12 @@ impl Node {
             None => raise_level(&quorum).await?,
         }
         quorum.metrics().register(&mut registry);
-        let (image, effects) = quorum.subscribe();
-        let wal = open_wal(host, &options, known.is_none(), &image, &mut registry).await?;
+        let wal = open_wal(host, &options, known.is_none(), &quorum, &mut registry).await?;
         let store_metrics = StoreMetrics::default();
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
         if rpc.is_some() && known.is_none() {
-            member::wait_for_marker(&quorum, &bucket).await;
+            member::wait_for_marker(&quorum, &bucket).await?;
         }
         let verifying = verify_bucket(host, &options, &bucket, &quorum, known.as_ref()).await?;
         let guard = claim(host, &options, &quorum, &bucket, verifying.is_none()).await?;
@@ -266,6 +265,9 @@ impl Node {
 
         let metrics = Arc::new(Metrics::default());
         metrics.register(&mut registry);
+        // The store may have taken long, so that effects since the WAL was opened are in no ring any more.
+        let (image, effects) = quorum.subscribe();
+        wal.reconcile(&image);
         let live = Arc::new(LiveImage::new(image, Arc::clone(&metrics)));
         let (member, writing) = match rpc {
             Some(rpc) => {
@@ -556,7 +558,7 @@ async fn open_wal(
     host: &Host,
     options: &NodeOptions,
     fresh: bool,
-    image: &Image,
+    quorum: &Quorum,
     registry: &mut Registry,
 ) -> Result<LocalReplica, NodeError> {
     let metrics = WalMetrics::default();
@@ -571,7 +573,7 @@ async fn open_wal(
         replica.journal.segment_bytes = segment_bytes;
     }
     let wal = LocalReplica::open(host, &options.data.join("wal"), replica, metrics).await?;
-    wal.reconcile(image);
+    wal.reconcile(&quorum.subscribe().0);
     Ok(wal)
 }
 

@@ -285,6 +285,7 @@ impl World {
     /// times in which only one node is on, or none that speaks to another.
     pub fn step_by(&mut self, ticks: u32) -> Vec<String> {
         let time = TICK * ticks;
+        let ms = self.now_us() / 1000;
         let mut died = Vec::new();
         for (name, slot) in &mut self.nodes {
             let Some(life) = &mut slot.life else { continue };
@@ -293,6 +294,8 @@ impl World {
                 continue;
             }
             let missed = std::mem::take(&mut life.missed);
+            // Who says what in a log.
+            let _said = tracing::info_span!("", at = name.as_str(), ms).entered();
             life.runtime.block_on(async {
                 if !missed.is_zero() {
                     tokio::time::advance(missed).await;
