@@ -265,7 +265,7 @@ impl Node {
 
         let metrics = Arc::new(Metrics::default());
         metrics.register(&mut registry);
-        // The store may have taken long, so that effects since the WAL was opened are in no ring any more.
+        // The store may have taken long, so that effects since the WAL was opened are in the ring no more.
         let (image, effects) = quorum.subscribe();
         wal.reconcile(&image);
         let live = Arc::new(LiveImage::new(image, Arc::clone(&metrics)));
@@ -275,7 +275,7 @@ impl Node {
                     rpc,
                     quorum: quorum.clone(),
                     local: wal.clone(),
-                    effects: quorum.resume(live.index()).ok_or_else(missed)?,
+                    effects: effects.fork(),
                     image: Arc::clone(&live),
                 };
                 let (member, writing) = Member::start(host, &options, parts, &mut registry);
@@ -476,11 +476,6 @@ async fn told(word: &mut isobar_host::watch::Receiver<Option<String>>) -> String
             std::future::pending::<()>().await;
         }
     }
-}
-
-/// The image of a moment ago is too old to go on from: not in practice, as the ring holds megabytes.
-fn missed() -> NodeError {
-    NodeError::Refused("the metadata moves too fast for this node to start".to_owned())
 }
 
 /// The guard of this node's incarnation. An answer that another has it ends the start; no answer in time does not: a store
