@@ -154,6 +154,7 @@ impl Lane {
             state.in_flight += again.len();
         }
         for (number, chunk) in again {
+            self.host.crash_point("produce.again");
             self.append(chunk, number);
         }
         let mut state = self.state.lock();

@@ -140,6 +140,11 @@ impl Connection {
         self.requests.is_closed() || self.inner.end.reason.lock().is_some()
     }
 
+    /// Whether both are clones of one.
+    pub(crate) fn is_same(&self, other: &Connection) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// The highest version that both sides speak and that is at least `min`.
     pub(crate) fn version<R: KafkaRequest>(&self, min: i16) -> Result<i16, ClientError> {
         let unsupported = || ClientError::Unsupported { addr: self.inner.addr.clone(), api: api_name::<R>() };

@@ -26,7 +26,7 @@ use isobar_protocol::{StrBytes, TopicRef};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::connection::Pending;
+use crate::connection::{Connection, Pending};
 use crate::error::{Action, ClientError};
 use crate::metadata::TopicPartition;
 use crate::produce::{Acked, Load, OutgoingRecord, Sending, Shared};
@@ -80,7 +80,19 @@ pub(crate) struct Lane {
     /// To be sent again, before anything new.
     again: VecDeque<Batch>,
     in_flight: VecDeque<(Batch, Pending<ProduceRequest>)>,
+    /// The connection of what is in flight.
+    on: Option<Connection>,
+    /// The next batch goes by another connection, so not before all that is in flight has its outcome: two brokers, or two
+    /// connections of one, may take batches in any order.
+    is_moving: bool,
     backoff: Duration,
+}
+
+enum Sent {
+    InFlight(Pending<ProduceRequest>),
+    Unanswered,
+    /// Not sent: see [`Lane::is_moving`].
+    NotYet,
 }
 
 enum Step {
@@ -98,13 +110,16 @@ impl Lane {
             next_sequence: 0,
             again: VecDeque::new(),
             in_flight: VecDeque::new(),
+            on: None,
+            is_moving: false,
             backoff: FIRST_BACKOFF,
         }
     }
 
     pub(crate) async fn run(mut self) {
         loop {
-            let room = self.in_flight.len() < self.shared.config.max_in_flight.max(1);
+            self.is_moving &= !self.in_flight.is_empty();
+            let room = !self.is_moving && self.in_flight.len() < self.shared.config.max_in_flight.max(1);
             if room && let Some(batch) = self.again.pop_front() {
                 self.send(batch).await;
                 continue;
@@ -192,17 +207,26 @@ impl Lane {
             return self.give_up(batch, error);
         }
         match self.try_send(&batch).await {
-            Ok(Some(pending)) => self.in_flight.push_back((batch, pending)),
-            Ok(None) => self.settle(batch.waiting, &Ok(Acked { offset: -1, log_append_time_ms: None })),
+            Ok(Sent::InFlight(pending)) => self.in_flight.push_back((batch, pending)),
+            Ok(Sent::Unanswered) => {
+                self.settle(batch.waiting, &Ok(Acked { offset: -1, log_append_time_ms: None }));
+            }
+            Ok(Sent::NotYet) => {
+                self.is_moving = true;
+                self.again.push_front(batch);
+            }
             // It did not leave, whatever the error says of requests in general.
             Err(error) => self.sort_out(None, Some((batch, error))).await,
         }
     }
 
-    async fn try_send(&self, batch: &Batch) -> Result<Option<Pending<ProduceRequest>>, ClientError> {
+    async fn try_send(&mut self, batch: &Batch) -> Result<Sent, ClientError> {
         let Shared { client, pool, config, .. } = &*self.shared;
         let addr = client.leader_once(&self.at).await?;
         let connection = pool.get(&addr).await?;
+        if !self.in_flight.is_empty() && self.on.as_ref().is_some_and(|on| !on.is_same(&connection)) {
+            return Ok(Sent::NotYet);
+        }
         let version = connection.version::<ProduceRequest>(PRODUCE_MIN)?;
         let topic = self.topic_ref(version)?;
         let left = batch.deadline.saturating_duration_since(Instant::now());
@@ -212,7 +236,9 @@ impl Lane {
             transactional_id: None,
             topics: vec![(topic, vec![(self.at.partition, batch.bytes.clone())])],
         };
-        connection.send_produce(version, outgoing).await
+        let pending = connection.send_produce(version, outgoing).await?;
+        self.on = Some(connection);
+        Ok(pending.map_or(Sent::Unanswered, Sent::InFlight))
     }
 
     fn topic_ref(&self, version: i16) -> Result<TopicRef, ClientError> {

@@ -238,7 +238,7 @@ async fn wait_for_quorum(quorum: &Quorum) -> Result<(), NodeError> {
         match quorum.wait_ready(SAY_AGAIN).await {
             Ok(()) => return Ok(()),
             Err(isobar_raft::ProposeError::Stopping) => {
-                return Err(NodeError::Refused("the metadata node has stopped".to_owned()));
+                return Err(stopped());
             }
             Err(error) => tracing::warn!(%error, "waiting for a majority of the metadata quorum"),
         }
@@ -246,17 +246,26 @@ async fn wait_for_quorum(quorum: &Quorum) -> Result<(), NodeError> {
 }
 
 /// Waits until the store is marked and claimed as this cluster's, or this member leads and may do that itself.
-pub(crate) async fn wait_for_marker(quorum: &Quorum, bucket: &Bucket) {
+pub(crate) async fn wait_for_marker(quorum: &Quorum, bucket: &Bucket) -> Result<(), NodeError> {
     let cluster_id = &quorum.cluster().cluster_id;
     while !quorum.is_leader() {
         let incarnation = quorum.subscribe().0.incarnation();
         if matches!(bucket.check_marker(cluster_id).await, Ok(MarkerFound::Ours))
             && matches!(read_claim(bucket, incarnation).await, Ok(Some(_)))
         {
-            return;
+            return Ok(());
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::select! {
+            biased;
+            () = quorum.stopped() => return Err(stopped()),
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+        }
     }
+    Ok(())
+}
+
+fn stopped() -> NodeError {
+    NodeError::Refused("the metadata node has stopped: its log says why".to_owned())
 }
 
 /// Finds the WAL directories of the image.

@@ -36,7 +36,7 @@ use isobar_broker::{Alone, BrokerError, LiveImage, Metrics, Options, register_di
 use isobar_host::disk::DirLock;
 use isobar_host::{Host, Task};
 use isobar_metadata::command::{FEATURE_LEVEL, RegisterDirectory, SetFeatureLevel};
-use isobar_metadata::{ClusterFormat, Command, Envelope, Image, StoreId};
+use isobar_metadata::{ClusterFormat, Command, Envelope, StoreId};
 use isobar_raft::archive::{ArchiveOptions, Archiver, Status};
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
 use isobar_rpc::RpcError;
@@ -235,16 +235,15 @@ impl Node {
             None => start_alone(host, &options, known.is_none()).await?,
         };
         quorum.metrics().register(&mut registry);
-        let (image, effects) = quorum.subscribe();
         let wal = match options.roles.wal {
-            true => Some(open_wal(host, &options, known.is_none(), &image, &mut registry).await?),
+            true => Some(open_wal(host, &options, known.is_none(), &quorum, &mut registry).await?),
             false => None,
         };
         let store_metrics = StoreMetrics::default();
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
         if joining.is_some() && known.is_none() {
-            member::wait_for_marker(&quorum, &bucket).await;
+            member::wait_for_marker(&quorum, &bucket).await?;
         }
         let (verifying, guard) = claim_store(host, &options, &bucket, &quorum, known).await?;
         let archiver = options.roles.metadata.then(|| {
@@ -254,11 +253,16 @@ impl Node {
         });
 
         let metrics = Arc::new(Metrics::default());
+        // The store may have taken long, so that effects since the WAL was opened are in the ring no more.
+        let (image, effects) = quorum.subscribe();
+        if let Some(wal) = &wal {
+            wal.reconcile(&image);
+        }
         let live = Arc::new(LiveImage::new(image, Arc::clone(&metrics)));
         let (member, writing) = match joining {
             Some(joining) => {
-                let effects = quorum.resume(live.index()).ok_or_else(missed)?;
-                let parts = MemberParts { joining, local: wal.clone(), effects, image: Arc::clone(&live) };
+                let (local, effects) = (wal.clone(), effects.fork());
+                let parts = MemberParts { joining, local, effects, image: Arc::clone(&live) };
                 let (member, writing) = Member::start(host, parts, &mut registry);
                 (Some(member), Some(writing))
             }
@@ -341,6 +345,11 @@ impl Node {
             why = told(&mut broker_over) => Ending::StartAgain(why),
             why = told(&mut member_over) => Ending::StartAgain(why),
         }
+    }
+
+    /// The node's part of the metadata quorum, for whoever holds this node in its own process.
+    pub fn quorum(&self) -> &Quorum {
+        &self.quorum
     }
 
     /// How far the metadata log is archived; `None` without the role metadata.
@@ -446,11 +455,6 @@ async fn told(word: &mut Option<isobar_host::watch::Receiver<Option<String>>>) -
     std::future::pending().await
 }
 
-/// The image of a moment ago is too old to go on from: not in practice, as the ring holds megabytes.
-fn missed() -> NodeError {
-    NodeError::Refused("the metadata moves too fast for this node to start".to_owned())
-}
-
 /// Makes sure that the store is this cluster's and that its incarnation is not another's; an answer that it is ends the start, no
 /// answer in time does not: a store that is down stops nobody who is known. Writes `node.json` where it is new or says less
 /// than is known now.
@@ -546,7 +550,7 @@ async fn open_wal(
     host: &Host,
     options: &NodeOptions,
     fresh: bool,
-    image: &Image,
+    quorum: &Quorum,
     registry: &mut Registry,
 ) -> Result<LocalReplica, NodeError> {
     let metrics = WalMetrics::default();
@@ -561,7 +565,7 @@ async fn open_wal(
         replica.journal.segment_bytes = segment_bytes;
     }
     let wal = LocalReplica::open(host, &options.data.join("wal"), replica, metrics).await?;
-    wal.reconcile(image);
+    wal.reconcile(&quorum.subscribe().0);
     Ok(wal)
 }
 

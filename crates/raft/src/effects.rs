@@ -122,6 +122,11 @@ pub struct EffectStream {
 }
 
 impl EffectStream {
+    /// Another that goes on from the same place.
+    pub fn fork(&self) -> Self {
+        self.ring.stream(self.next)
+    }
+
     /// The next batch; waits for it. `Ok(None)`: the member stopped and everything was seen.
     pub async fn next(&mut self) -> Result<Option<Arc<EffectBatch>>, Lagged> {
         loop {
@@ -219,6 +224,20 @@ mod tests {
         assert_eq!(ring.resume(6).map(|mut s| indexes(&mut s)), Some(Ok(vec![])));
         assert!(ring.resume(4).is_none(), "4 was no batch");
         assert!(ring.resume(7).is_none(), "7 is not there yet");
+    }
+
+    #[test]
+    fn a_fork_goes_on_from_the_same_place_also_in_an_empty_ring() {
+        let ring = Arc::new(Ring::new(1 << 20));
+        let mut stream = ring.follow();
+        assert!(ring.resume(0).is_none(), "an empty ring does not know where it begins");
+        let mut fork = stream.fork();
+        ring.push(batch(1, 0));
+        ring.push(batch(2, 1));
+        assert_eq!(indexes(&mut fork), Ok(vec![1, 2]));
+        assert_eq!(indexes(&mut stream.fork()), Ok(vec![1, 2]));
+        assert_eq!(indexes(&mut stream), Ok(vec![1, 2]));
+        assert_eq!(indexes(&mut stream.fork()), Ok(vec![]));
     }
 
     #[test]

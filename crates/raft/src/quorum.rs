@@ -224,12 +224,24 @@ impl Quorum {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Returns once this member takes part no more: it was stopped, or its disk has failed under it.
+    pub async fn stopped(&self) {
+        let mut leader = self.leader();
+        while leader.changed().await.is_ok() {}
+    }
+
     /// Waits until a leader is known and everything that is acknowledged by now is applied here. The last error if that takes
     /// longer.
     pub async fn wait_ready(&self, timeout: Duration) -> Result<(), ProposeError> {
         let deadline = tokio::time::Instant::now() + timeout;
         loop {
-            let error = match tokio::time::timeout_at(deadline, self.barrier()).await {
+            let answer = tokio::select! {
+                biased;
+                // The others' answers alone would not say so.
+                () = self.stopped() => return Err(ProposeError::Stopping),
+                answer = tokio::time::timeout_at(deadline, self.barrier()) => answer,
+            };
+            let error = match answer {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error @ ProposeError::Stopping)) => return Err(error),
                 Ok(Err(error)) => error,

@@ -25,7 +25,7 @@ use object_store::ObjectStore as _;
 use crate::load::hand::{self, Errand, Survey};
 use crate::node::{DATA, Looked, Stage, Wish};
 use crate::plan::{Draw as _, Phase};
-use crate::run::{CLIENTS, Driver, NODE};
+use crate::run::{CLIENTS, Driver};
 use leftover::Objects;
 
 /// Where a store inside lies.
@@ -106,7 +106,7 @@ impl Driver {
         *self.load.errand.lock() = Some(errand);
         let deadline = self.tick + 300_000;
         while self.load.errand.lock().is_some() {
-            if self.tick >= deadline || matches!(self.life.lock().stage, Stage::Failed(_)) {
+            if self.tick >= deadline || matches!(self.nodes[0].life.lock().stage, Stage::Failed(_)) {
                 return None;
             }
             self.step();
@@ -170,31 +170,33 @@ impl Driver {
 
     fn up(&mut self) -> Done {
         self.hold("the node to be up", |driver| {
-            driver.world.is_up(NODE) && driver.life.lock().stage == Stage::Up
+            driver.world.is_up(driver.nodes[0].name) && driver.nodes[0].is_up()
         })
     }
 
     fn stopped(&mut self) -> Done {
         self.up()?;
-        self.boot_at = u64::MAX;
-        self.life.lock().stop = true;
-        self.hold("a stop", |driver| matches!(driver.life.lock().stage, Stage::Stopped(_)))?;
-        self.boot_at = u64::MAX;
+        self.nodes[0].boot_at = u64::MAX;
+        self.nodes[0].life.lock().stop = true;
+        self.hold("a stop", |driver| matches!(driver.nodes[0].life.lock().stage, Stage::Stopped(_)))?;
+        self.nodes[0].boot_at = u64::MAX;
         Ok(())
     }
 
     fn dies(&mut self) {
         let kind = if self.rng.percent(50) { "kill" } else { "power-cut" };
-        self.end(kind);
-        self.boot_at = u64::MAX;
+        self.end(0, kind);
+        self.nodes[0].boot_at = u64::MAX;
     }
 
     fn asked(&mut self, wish: &Wish) -> Done<Result<Looked, String>> {
         self.up()?;
-        let life = Arc::clone(&self.life);
+        let life = Arc::clone(&self.nodes[0].life);
         life.lock().wish = Some(wish.clone());
         let what = format!("a node's answer to {wish:?}");
-        self.hold(&what, |driver| driver.life.lock().looked.is_some() || !Arc::ptr_eq(&driver.life, &life))?;
+        self.hold(&what, |driver| {
+            driver.nodes[0].life.lock().looked.is_some() || !Arc::ptr_eq(&driver.nodes[0].life, &life)
+        })?;
         let looked = life.lock().looked.take();
         match looked {
             Some(looked) => Ok(looked),
@@ -216,7 +218,7 @@ impl Driver {
                 let key = path.strip_prefix(INSIDE).ok()?.to_str()?.to_owned();
                 Some((key, size))
             };
-            return self.disk.files().into_iter().filter_map(key).collect();
+            return self.nodes[0].disk.files().into_iter().filter_map(key).collect();
         }
         let listed = self.bucket.objects().list(None).try_collect::<Vec<_>>().now_or_never();
         let listed = listed.and_then(Result::ok).unwrap_or_default();
@@ -290,11 +292,11 @@ impl Driver {
         match self.rng.below(3) {
             0 => {
                 self.dies();
-                self.boot_at = self.tick + 5;
+                self.nodes[0].boot_at = self.tick + 5;
             }
             1 => {
                 self.stopped()?;
-                self.boot_at = self.tick + 5;
+                self.nodes[0].boot_at = self.tick + 5;
             }
             _ => {}
         }
@@ -344,6 +346,6 @@ fn is_own(path: &Path) -> bool {
 
 impl Driver {
     fn own_file(&self, path: &Path) -> Vec<u8> {
-        self.disk.read(path).unwrap_or_default()
+        self.nodes[0].disk.read(path).unwrap_or_default()
     }
 }

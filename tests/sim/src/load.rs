@@ -26,8 +26,6 @@ use tokio::time::sleep;
 use crate::history::{Recorder, read_of};
 use crate::plan::{Draw as _, Plan};
 
-/// Where the node listens.
-pub(crate) const BROKER: &str = "10.0.0.1:9092";
 /// The group of all members.
 const GROUP: &str = "sim-group";
 /// The config that says a topic's durability class.
@@ -38,8 +36,10 @@ const DURABILITY: &str = "isobar.durability";
 pub(crate) enum Drain {
     No,
     /// `last`: the one that is judged.
+    /// `from`: by this node of a cluster.
     Wanted {
         last: bool,
+        from: Option<usize>,
     },
     Done,
 }
@@ -55,6 +55,8 @@ pub(crate) struct Load {
     /// The others.
     pub reading: Mutex<BTreeMap<u32, &'static str>>,
     pub drain: Mutex<Drain>,
+    /// Where each partition ended for the first node that was asked in this round of reads.
+    pub drained: Mutex<BTreeMap<TopicPartition, i64>>,
     /// Partitions of the history's topics that exist.
     partitions: Mutex<Vec<TopicPartition>>,
     /// What the hand is to do; `None` once it has.
@@ -81,6 +83,7 @@ impl Load {
             sending: Mutex::default(),
             reading: Mutex::default(),
             drain: Mutex::new(Drain::No),
+            drained: Mutex::default(),
             partitions: Mutex::default(),
             errand: Mutex::default(),
             survey: Mutex::default(),
@@ -128,12 +131,14 @@ struct Me {
     load: Arc<Load>,
     number: u32,
     rng: Rng,
+    /// The node of a cluster that serves it, as far as it can; `None`: now this one, now that.
+    at: Option<usize>,
 }
 
 impl Me {
     fn new(host: &Host, load: &Arc<Load>, number: u32) -> Self {
         let rng = Rng::new(load.plan.seed.wrapping_mul(1_000_003) ^ u64::from(number));
-        Self { host: host.clone(), load: Arc::clone(load), number, rng }
+        Self { host: host.clone(), load: Arc::clone(load), number, rng, at: None }
     }
 
     fn add(&self, op: Op) {
@@ -149,13 +154,30 @@ impl Me {
     }
 
     fn config(&mut self) -> ClientConfig {
+        let (client_id, bootstrap) = match self.load.plan.cluster {
+            None => (format!("sim-{}", self.number), Plan::broker(0)),
+            Some(_) => self.way_in(),
+        };
         ClientConfig {
-            client_id: format!("sim-{}", self.number),
+            client_id,
             connect_timeout: Duration::from_secs(1),
             request_timeout: Duration::from_secs(self.rng.pick(&[2, 5])),
             api_timeout: Duration::from_secs(8),
-            ..ClientConfig::new(BROKER)
+            ..ClientConfig::new(&bootstrap)
         }
+    }
+
+    /// Client id and addresses. Each node of a cluster is a zone, so the zone that a client says chooses who serves it; in one
+    /// that does not exist the nodes share the partitions.
+    fn way_in(&mut self) -> (String, String) {
+        let nodes = self.load.plan.nodes();
+        let zone = match self.at {
+            None => self.rng.below(nodes as u64 + 1) as usize,
+            Some(at) => at,
+        };
+        let first = self.rng.below(nodes as u64) as usize;
+        let addresses: Vec<String> = (0..nodes).map(|at| Plan::broker((first + at) % nodes)).collect();
+        (format!("sim-{},zone={}", self.number, Plan::zone(zone)), addresses.join(","))
     }
 
     /// A client, as soon as the broker can be reached. `None` when it is time to go.
@@ -230,9 +252,12 @@ pub(crate) async fn run(host: Host, load: Arc<Load>) {
         start(&load.reading, &me, "is in the group");
         let _ = host.spawn("sim.member", member::run(me));
     }
-    let me = next();
-    start(&load.reading, &me, "observes");
-    let _ = host.spawn("sim.observer", observer::run(me));
+    for at in 0..plan.nodes() {
+        let mut me = next();
+        me.at = Some(at);
+        start(&load.reading, &me, "observes");
+        let _ = host.spawn("sim.observer", observer::run(me));
+    }
     drain::serve(drainer).await;
 }
 

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand};
 use isobar_sim::plan::SABOTAGES;
+use isobar_sim::plan::cluster::CLUSTER_SABOTAGES;
 use isobar_sim::totals::Totals;
 use isobar_sim::{Outcome, Plan, run};
 use parking_lot::Mutex;
@@ -36,7 +37,37 @@ enum Action {
     /// Runs one seed and says what is wrong with it.
     Replay(Replay),
     /// Runs one seed twice and fails if the two differ.
-    Twice { seed: u64 },
+    Twice {
+        seed: u64,
+        #[command(flatten)]
+        what: What,
+    },
+}
+
+/// What a seed is a seed of.
+#[derive(Args, Clone, Copy)]
+struct What {
+    /// Three nodes and the network between them, instead of one node.
+    #[arg(long)]
+    cluster: bool,
+    /// Breaks a promise of the nodes; then a run must fail, and ends at the first seed that does.
+    #[arg(long, value_parser = sabotage)]
+    sabotage: Option<&'static str>,
+}
+
+impl What {
+    fn plan(&self, seed: u64) -> Plan {
+        let plan = if self.cluster { Plan::of_cluster(seed) } else { Plan::of(seed) };
+        match self.sabotage {
+            Some(promise) => plan.sabotaged(promise),
+            None => plan,
+        }
+    }
+
+    /// The options that make it.
+    fn options(&self) -> &'static str {
+        if self.cluster { " --cluster" } else { "" }
+    }
 }
 
 #[derive(Args)]
@@ -52,9 +83,8 @@ struct Run {
     /// run again. Also: fail unless every crash point was hit.
     #[arg(long)]
     results: Option<PathBuf>,
-    /// Breaks a promise of the node; then the run must fail, and ends at the first seed that does.
-    #[arg(long, value_parser = sabotage)]
-    sabotage: Option<&'static str>,
+    #[command(flatten)]
+    what: What,
     /// Stops after this many failed seeds.
     #[arg(long, default_value_t = 10)]
     most_failures: usize,
@@ -72,8 +102,8 @@ struct Replay {
     /// Prints the node's log; RUST_LOG chooses what.
     #[arg(long)]
     log: bool,
-    #[arg(long, value_parser = sabotage)]
-    sabotage: Option<&'static str>,
+    #[command(flatten)]
+    what: What,
 }
 
 fn range(text: &str) -> Result<(u64, u64), String> {
@@ -84,22 +114,16 @@ fn range(text: &str) -> Result<(u64, u64), String> {
 }
 
 fn sabotage(text: &str) -> Result<&'static str, String> {
-    let found = SABOTAGES.iter().find(|name| **name == text).copied();
-    found.ok_or_else(|| format!("one of: {}", SABOTAGES.join(", ")))
-}
-
-fn plan(seed: u64, sabotage: Option<&'static str>) -> Plan {
-    match sabotage {
-        Some(promise) => Plan::of(seed).sabotaged(promise),
-        None => Plan::of(seed),
-    }
+    let known = || SABOTAGES.iter().chain(CLUSTER_SABOTAGES).copied();
+    let found = known().find(|name| *name == text);
+    found.ok_or_else(|| format!("one of: {}", known().collect::<Vec<_>>().join(", ")))
 }
 
 fn main() -> ExitCode {
     let good = match Cli::parse().command {
         Action::Run(args) => run_seeds(&args),
         Action::Replay(args) => replay(&args),
-        Action::Twice { seed } => twice(seed),
+        Action::Twice { seed, what } => twice(&what.plan(seed)),
     };
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -120,7 +144,7 @@ struct Shared<'a> {
 
 fn run_seeds(args: &Run) -> bool {
     let began = Instant::now();
-    let record = args.results.as_deref().map(Record::open);
+    let record = args.results.as_deref().map(|path| Record::open(path, args.what.cluster));
     let mut totals = Totals::default();
     for block in blocks(args.seeds) {
         if let Some(known) = record.as_ref().and_then(|record| record.known(block)) {
@@ -144,15 +168,15 @@ fn run_seeds(args: &Run) -> bool {
         }
         totals.merge(&of_block);
         println!("{} seeds, {} failed", totals.seeds, totals.failed_seeds.len());
-        let most = if args.sabotage.is_some() { 1 } else { args.most_failures };
+        let most = if args.what.sabotage.is_some() { 1 } else { args.most_failures };
         if totals.failed_seeds.len() >= most {
             break;
         }
     }
     println!("{totals}");
     println!("{:.0} s", began.elapsed().as_secs_f64());
-    let missing = totals.missing(args.results.is_some());
-    if args.sabotage.is_none() {
+    let missing = totals.missing(args.what.cluster, args.results.is_some());
+    if args.what.sabotage.is_none() {
         for what in &missing {
             println!("MISSING nothing of this happened: {what}");
         }
@@ -175,6 +199,7 @@ fn blocks((first, last): (u64, u64)) -> impl Iterator<Item = (u64, u64)> {
 /// What was run before, and where this run's results go.
 struct Record {
     path: PathBuf,
+    cluster: bool,
     commit: String,
     dirty: bool,
     binary: String,
@@ -190,6 +215,9 @@ struct Line {
     /// CRC-32C and length.
     #[serde(default)]
     binary: String,
+    /// Of three nodes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    cluster: bool,
     first: u64,
     last: u64,
     #[serde(flatten)]
@@ -197,10 +225,11 @@ struct Line {
 }
 
 impl Record {
-    fn open(path: &Path) -> Self {
+    fn open(path: &Path, cluster: bool) -> Self {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         Self {
             path: path.to_owned(),
+            cluster,
             commit: output("git", &["rev-parse", "HEAD"]),
             dirty: !output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty(),
             binary: this_binary(),
@@ -211,7 +240,7 @@ impl Record {
 
     fn known(&self, (first, last): (u64, u64)) -> Option<Totals> {
         let same = |line: &&Line| {
-            line.binary == self.binary
+            (line.cluster, &line.binary) == (self.cluster, &self.binary)
                 && line.totals.seeds == last - first + 1
                 && (line.first, line.last) == (first, last)
         };
@@ -221,7 +250,8 @@ impl Record {
 
     fn add(&self, (first, last): (u64, u64), totals: &Totals) {
         let (commit, dirty, binary) = (self.commit.clone(), self.dirty, self.binary.clone());
-        let line = Line { commit, dirty, binary, first, last, totals: totals.clone() };
+        let cluster = self.cluster;
+        let line = Line { commit, dirty, binary, cluster, first, last, totals: totals.clone() };
         let text = serde_json::to_string(&line).unwrap_or_default();
         let file = OpenOptions::new().create(true).append(true).open(&self.path);
         told(&self.path, file.and_then(|mut file| writeln!(file, "{text}")));
@@ -249,11 +279,11 @@ fn output(program: &str, args: &[&str]) -> String {
 fn work(shared: &Shared<'_>) {
     loop {
         let Some(seed) = shared.seeds.get(shared.next.fetch_add(1, Ordering::Relaxed)) else { return };
-        let most = if shared.args.sabotage.is_some() { 1 } else { shared.args.most_failures };
+        let most = if shared.args.what.sabotage.is_some() { 1 } else { shared.args.most_failures };
         if shared.totals.lock().failed_seeds.len() >= most {
             return;
         }
-        let outcome = guarded(&plan(*seed, shared.args.sabotage));
+        let outcome = guarded(&shared.args.what.plan(*seed));
         let mut totals = shared.totals.lock();
         let complaints = match &outcome {
             Ok(outcome) => {
@@ -266,7 +296,8 @@ fn work(shared: &Shared<'_>) {
             }
         };
         if !complaints.is_empty() {
-            println!("FAIL seed {seed}; again: isobar-sim replay {seed}");
+            let options = shared.args.what.options();
+            println!("FAIL seed {seed}; again: isobar-sim replay{options} {seed}");
             complaints.iter().for_each(|line| println!("  {line}"));
         }
     }
@@ -277,7 +308,7 @@ fn replay(args: &Replay) -> bool {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
     }
-    let plan = plan(args.seed, args.sabotage);
+    let plan = args.what.plan(args.seed);
     println!("{plan:#?}");
     let began = Instant::now();
     let outcome = run(&plan, args.trace.is_some());
@@ -295,9 +326,8 @@ fn replay(args: &Replay) -> bool {
     outcome.is_clean()
 }
 
-fn twice(seed: u64) -> bool {
-    let plan = Plan::of(seed);
-    let (one, two) = (run(&plan, true), run(&plan, true));
+fn twice(plan: &Plan) -> bool {
+    let (one, two) = (run(plan, true), run(plan, true));
     let same = one.trace == two.trace && one.events == two.events;
     if let Some((at, (a, b))) =
         one.trace_lines.iter().zip(&two.trace_lines).enumerate().find(|(_, (a, b))| a != b)
@@ -305,6 +335,6 @@ fn twice(seed: u64) -> bool {
         println!("step {at} differs:\n  {a}\n  {b}\nafter:");
         one.trace_lines[at.saturating_sub(30)..at].iter().for_each(|line| println!("  {line}"));
     }
-    println!("seed {seed}: {}", if same { "the same twice" } else { "differs" });
+    println!("seed {}: {}", plan.seed, if same { "the same twice" } else { "differs" });
     same
 }

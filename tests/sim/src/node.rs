@@ -1,13 +1,17 @@
 //! One life of the node, as its operator sees it from outside.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_broker::Options;
 use isobar_host::Host;
+use isobar_host::disk::Disk as _;
+use isobar_host::sim::SimDisk;
 use isobar_metadata::command::UndeleteTopic;
+use isobar_metadata::record::SessionState;
 use isobar_metadata::{Command, CommandResult, Image, TopicId};
-use isobar_node::node::{JobOptions, Node, NodeOptions, STORE, Store};
+use isobar_node::node::{ClusterOptions, Ending, JobOptions, Node, NodeOptions, STORE, Store};
 use isobar_node::{RecoverOptions, Recovered, recover};
 use isobar_raft::archive::{ArchiveOptions, Status};
 use isobar_store::fsck::{Finding, FsckOptions, Line, Summary, fsck};
@@ -16,11 +20,17 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use crate::load::BROKER;
-use crate::plan::NodePlan;
+use crate::plan::{NodePlan, Plan};
 
 /// Where the node keeps what is its own.
 pub(crate) const DATA: &str = "/data";
+/// The cluster's secret, on each node's disk.
+const SECRET: &str = "/etc/cluster.secret";
+const CLUSTER_ID: &str = "c2ltdWxhdGVkIGNsdXN0ZQ";
+/// Between two lives in one process, as `isobar serve` waits.
+const BETWEEN_LIVES: Duration = Duration::from_millis(500);
+/// How often a node's task looks at what the driver wants.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// How far a life has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +62,18 @@ pub(crate) struct Looked {
     pub summary: Summary,
 }
 
+/// Where a member of a cluster stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub leads: bool,
+    pub term: u64,
+    /// The last entry applied, and the state's hash there.
+    pub index: u64,
+    pub hash: u64,
+    /// Brokers that it knows to be live.
+    pub brokers_live: usize,
+}
+
 /// What driver and life tell each other.
 pub(crate) struct Life {
     pub stage: Stage,
@@ -70,6 +92,12 @@ pub(crate) struct Life {
     pub gets: u64,
     /// A disk fault was on at some time of this life.
     pub had_disk_faults: bool,
+    /// In a cluster, every few milliseconds.
+    pub place: Option<Place>,
+    /// In a cluster, now and then.
+    pub image: Option<Image>,
+    /// How often the node ended of itself and was started again by its process.
+    pub lives_over: u64,
 }
 
 impl Life {
@@ -85,16 +113,40 @@ impl Life {
             puts: 0,
             gets: 0,
             had_disk_faults: false,
+            place: None,
+            image: None,
+            lives_over: 0,
         }))
     }
 }
 
-/// The node's settings; the store is given unless it lies inside.
-pub(crate) fn options(plan: &NodePlan, store: Option<Store>) -> NodeOptions {
+/// What an operator puts on a new node's disk.
+pub(crate) fn install(disk: &SimDisk) -> io::Result<()> {
+    disk.create_dir_all("/etc".as_ref())?;
+    disk.write_durable(SECRET.as_ref(), b"a secret of the simulation's own")
+}
+
+/// The settings of one of the nodes; the store is given unless it lies inside.
+pub(crate) fn options(plan: &Plan, at: usize, store: Option<Store>) -> NodeOptions {
+    let mut options = NodeOptions { store: store.unwrap_or(Store::Inside), ..common(&plan.node) };
+    options.broker.listen = Plan::broker(at);
+    if plan.cluster.is_some() {
+        options.broker.node_id = Plan::node_id(at);
+        options.broker.rack = Some(Plan::zone(at));
+        let voter = |at| (Plan::node_id(at).unsigned_abs().into(), format!("10.0.0.{}:7001", at + 1));
+        options.cluster = ClusterOptions {
+            id: CLUSTER_ID.to_owned(),
+            secret_file: SECRET.into(),
+            voters: (0..plan.nodes()).map(voter).collect(),
+            listen: None,
+        };
+    }
+    options
+}
+
+fn common(plan: &NodePlan) -> NodeOptions {
     NodeOptions {
-        store: store.unwrap_or(Store::Inside),
         broker: Options {
-            listen: BROKER.to_owned(),
             auto_create_topics_enable: false,
             chunk_target_bytes: plan.chunk_target_bytes,
             object_target_bytes: plan.chunk_target_bytes,
@@ -162,23 +214,66 @@ fn jobs() -> JobOptions {
     }
 }
 
-/// The main task of the node's machine.
+/// Why a node's task lets go of it.
+enum Let {
+    Stop,
+    Ended(Ending),
+}
+
+/// The main task of a node's machine: what `isobar serve` does.
 pub(crate) async fn live(host: Host, options: NodeOptions, life: Arc<Mutex<Life>>) {
-    let node = match Node::start(&host, options).await {
-        Ok(node) => node,
-        Err(error) => {
-            life.lock().stage = Stage::Failed(error.to_string());
-            return;
+    loop {
+        let node = match Node::start(&host, options.clone()).await {
+            Ok(node) => node,
+            Err(error) => {
+                life.lock().stage = Stage::Failed(error.to_string());
+                return;
+            }
+        };
+        life.lock().stage = Stage::Up;
+        match serve(&node, &life, options.cluster.is_member()).await {
+            Let::Stop => {
+                let stopped = node.stop().await.map_err(|error| error.to_string());
+                life.lock().stage = Stage::Stopped(stopped);
+                return;
+            }
+            Let::Ended(Ending::ForGood(why)) => {
+                life.lock().stage = Stage::Unhealthy(why);
+                return std::future::pending().await;
+            }
+            Let::Ended(Ending::StartAgain(why)) => {
+                tracing::warn!(why, "this life of the node is over: it starts again");
+                {
+                    let mut life = life.lock();
+                    (life.stage, life.place) = (Stage::Starting, None);
+                    life.lives_over += 1;
+                }
+                if let Err(error) = node.abandon().await {
+                    life.lock().stage = Stage::Stopped(Err(error.to_string()));
+                    return;
+                }
+                sleep(BETWEEN_LIVES).await;
+            }
         }
-    };
-    life.lock().stage = Stage::Up;
+    }
+}
+
+/// Until the driver wants a stop, or the node ends of itself.
+async fn serve(node: &Node, life: &Mutex<Life>, is_member: bool) -> Let {
     for turn in 0_u32.. {
-        sleep(Duration::from_millis(5)).await;
+        tokio::select! {
+            biased;
+            ending = node.lost() => return Let::Ended(ending),
+            () = sleep(LOOK) => {}
+        }
         let (flush, wish) = {
             let mut life = life.lock();
             if turn % 20 == 0 {
                 life.puts = node.store_requests("put");
                 life.gets = node.store_requests("get");
+            }
+            if is_member {
+                see(node, &mut life, turn % 20 == 0);
             }
             if let Err(why) = node.health() {
                 life.stage = Stage::Unhealthy(why);
@@ -193,12 +288,24 @@ pub(crate) async fn live(host: Host, options: NodeOptions, life: Arc<Mutex<Life>
             life.lock().flushed = flushed;
         }
         if let Some(wish) = wish {
-            let looked = look(&node, wish).await;
+            let looked = look(node, wish).await;
             life.lock().looked = Some(looked);
         }
     }
-    let stopped = node.stop().await.map_err(|error| error.to_string());
-    life.lock().stage = Stage::Stopped(stopped);
+    Let::Stop
+}
+
+/// Where a member stands, for the driver.
+fn see(node: &Node, life: &mut Life, with_image: bool) {
+    let quorum = node.quorum();
+    let Some(image) = node.fsck_parts().map(|parts| parts.proposer.image()) else { return };
+    let ((index, hash), term) = (quorum.position(), quorum.leader().borrow().term);
+    let brokers_live =
+        image.brokers().iter().filter(|session| session.state == SessionState::Live as i32).count();
+    life.place = Some(Place { leads: quorum.is_leader(), term, index, hash, brokers_live });
+    if with_image {
+        life.image = Some(image);
+    }
 }
 
 async fn look(node: &Node, wish: Wish) -> Result<Looked, String> {

@@ -1,5 +1,7 @@
 //! What one seed does: all its choices, drawn before anything runs.
 
+pub mod cluster;
+
 use std::time::Duration;
 
 use isobar_client::Acks;
@@ -66,6 +68,11 @@ pub const SABOTAGES: &[&str] = &[
     "never-deletes",
     "recover-forgets-an-append",
 ];
+
+/// The machine of a node that is alone.
+pub(crate) const NODE: &str = "node";
+/// Those of the nodes of a cluster.
+pub(crate) const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
 
 /// A topic of the history.
 #[derive(Debug, Clone)]
@@ -179,6 +186,8 @@ pub struct Plan {
     pub points: Vec<&'static str>,
     pub disk_faults: bool,
     pub bucket_faults: bool,
+    /// What happens to three nodes; `None`: there is one.
+    pub cluster: Option<cluster::ClusterPlan>,
     /// What comes after the load.
     pub finale: Vec<Phase>,
     /// The promise that the node breaks.
@@ -270,15 +279,43 @@ impl Plan {
             points,
             disk_faults: rng.percent(60),
             bucket_faults: rng.percent(60),
+            cluster: None,
             finale: finale(&mut Rng::new(seed ^ 0x1507_ba12_51b0_0003), old),
             sabotage: None,
         }
+    }
+
+    /// How many nodes there are.
+    pub fn nodes(&self) -> usize {
+        if self.cluster.is_some() { NODES.len() } else { 1 }
+    }
+
+    /// The machine of a node.
+    pub(crate) fn name_of(&self, at: usize) -> &'static str {
+        if self.cluster.is_some() { NODES[at] } else { NODE }
+    }
+
+    /// Where a node listens for clients.
+    pub(crate) fn broker(at: usize) -> String {
+        format!("10.0.0.{}:9092", at + 1)
+    }
+
+    pub(crate) fn node_id(at: usize) -> i32 {
+        at as i32 + 1
+    }
+
+    /// Each node of a cluster is in a zone of its own.
+    pub(crate) fn zone(at: usize) -> String {
+        format!("zone-{}", at + 1)
     }
 
     /// The same with a promise broken, where it can be seen.
     #[must_use]
     pub fn sabotaged(mut self, promise: &'static str) -> Self {
         self.sabotage = Some(promise);
+        if self.cluster.is_some() {
+            return self;
+        }
         if promise == "object-not-synced" {
             self.node.store_inside = true;
             self.node.upload_interval = Duration::from_millis(200);
@@ -425,7 +462,7 @@ mod tests {
                 }
             }
         }
-        let known = POINTS.iter().chain(RECOVERY_POINTS);
+        let known = POINTS.iter().chain(RECOVERY_POINTS).chain(cluster::CLUSTER_POINTS);
         let known: BTreeSet<String> = known.map(|name| (*name).to_owned()).collect();
         assert_eq!(found, known);
     }

@@ -2,9 +2,10 @@
 //! before its answer is seen. What is under way when a node dies may still land, as a request on the wire does.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
@@ -31,17 +32,44 @@ pub struct GatedStore {
     host: Host,
     bucket: Bucket,
     counters: Arc<StoreCounters>,
+    reach: Arc<Reach>,
+}
+
+/// How far a node reaches the bucket.
+#[derive(Debug, Default)]
+pub struct Reach {
+    /// Nothing gets there or back.
+    pub away: AtomicBool,
+    /// It takes no object.
+    pub read_only: AtomicBool,
 }
 
 impl GatedStore {
     /// The view of the life that `host` belongs to.
-    pub fn new(host: &Host, bucket: &Bucket, counters: &Arc<StoreCounters>) -> Self {
-        Self { host: host.clone(), bucket: bucket.clone(), counters: Arc::clone(counters) }
+    pub fn new(host: &Host, bucket: &Bucket, counters: &Arc<StoreCounters>, reach: &Arc<Reach>) -> Self {
+        let (counters, reach) = (Arc::clone(counters), Arc::clone(reach));
+        Self { host: host.clone(), bucket: bucket.clone(), counters, reach }
     }
 
     fn step(&self, what: &str) -> Result<()> {
-        self.host.step(what).map_err(|error| Error::Generic { store: "Simulated", source: Box::new(error) })
+        self.host.step(what).map_err(refused)?;
+        match self.reach.away.load(Ordering::Relaxed) {
+            true => Err(refused(ErrorKind::HostUnreachable.into())),
+            false => Ok(()),
+        }
     }
+
+    fn writes(&self, what: &str) -> Result<()> {
+        self.step(what)?;
+        match self.reach.read_only.load(Ordering::Relaxed) {
+            true => Err(refused(ErrorKind::ReadOnlyFilesystem.into())),
+            false => Ok(()),
+        }
+    }
+}
+
+fn refused(error: std::io::Error) -> Error {
+    Error::Generic { store: "Simulated", source: Box::new(error) }
 }
 
 impl fmt::Debug for GatedStore {
@@ -59,7 +87,7 @@ impl fmt::Display for GatedStore {
 #[async_trait::async_trait]
 impl ObjectStore for GatedStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.step("bucket.put")?;
+        self.writes("bucket.put")?;
         let done = self.bucket.put_opts(location, payload, options).await;
         self.step("bucket.put.done")?;
         self.counters.objects_written.fetch_add(u64::from(done.is_ok()), Ordering::Relaxed);
@@ -71,7 +99,7 @@ impl ObjectStore for GatedStore {
         location: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.step("bucket.multipart")?;
+        self.writes("bucket.multipart")?;
         self.bucket.put_multipart_opts(location, options).await
     }
 
@@ -140,7 +168,7 @@ impl ObjectStore for GatedStore {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.step("bucket.copy")?;
+        self.writes("bucket.copy")?;
         let copied = self.bucket.copy_opts(from, to, options).await;
         self.step("bucket.copy.done")?;
         copied

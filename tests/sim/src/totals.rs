@@ -5,7 +5,21 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::run::{Counters, Outcome};
+use crate::outcome::{Counters, Outcome};
+use crate::plan::{POINTS, RECOVERY_POINTS, cluster};
+
+/// What must have happened to a node that is alone.
+const FAULTS: &[&str] = &["power-cut", "kill", "crash-at-step", "crash-point", "stop"];
+
+/// What must have followed in a cluster.
+const FOLLOWED: &[&str] = &[
+    "chunks appended again",
+    "leader changes",
+    "lives over",
+    "sessions fenced",
+    "streams opened",
+    "streams rolled",
+];
 
 /// What must have come of something tried after the load, in a long run.
 const FINALES: &[&str] = &[
@@ -87,10 +101,11 @@ impl Totals {
         self.failed_seeds.push(seed);
     }
 
-    /// What should have happened and did not, as names. `all_points`: also the crash points that no life died at.
-    pub fn missing(&self, all_points: bool) -> Vec<String> {
+    /// What should have happened and did not, as names. `cluster`: to three nodes. `all_points`: also the crash points that no
+    /// life died at.
+    pub fn missing(&self, cluster: bool, all_points: bool) -> Vec<String> {
         let c = &self.counters;
-        let numbers = [
+        let mut numbers = vec![
             ("acknowledgements checked", self.acknowledgements_checked),
             ("records read", self.records_read),
             ("ends checked", self.ends_checked),
@@ -98,16 +113,22 @@ impl Totals {
             ("restarts", c.restarts),
             ("objects written", c.objects_written),
             ("bytes read from objects", c.object_bytes_read),
-            ("objects deleted", c.objects_deleted),
             ("disk errors", c.disk_errors),
             ("pages that a power cut dropped", c.pages_dropped),
             ("bucket faults", c.bucket_faults.values().sum()),
         ];
+        if cluster {
+            let happened = |name| (name, c.cluster.get(name).copied().unwrap_or(0));
+            numbers.extend(FOLLOWED.iter().copied().map(happened));
+        } else {
+            numbers.push(("objects deleted", c.objects_deleted));
+        }
         let zero = numbers.iter().filter(|(_, n)| *n == 0).map(|(name, _)| (*name).to_owned());
-        let kinds = ["power-cut", "kill", "crash-at-step", "crash-point", "stop"];
-        let kinds =
-            kinds.iter().filter(|kind| !c.faults.contains_key(**kind)).map(|kind| format!("fault {kind}"));
-        let points = crate::plan::POINTS.iter().chain(crate::plan::RECOVERY_POINTS);
+        let kinds = if cluster { cluster::counted() } else { FAULTS.to_vec() };
+        let kinds = kinds.into_iter().filter(|kind| !c.faults.contains_key(*kind));
+        let kinds = kinds.map(|kind| format!("fault {kind}"));
+        let all_points = all_points && !cluster;
+        let points = POINTS.iter().chain(RECOVERY_POINTS);
         let points = points.filter(|point| all_points && !c.points_hit.contains_key(**point));
         let ends = FINALES.iter().filter(|end| all_points && !c.finale.contains_key(**end));
         zero.chain(kinds)
@@ -137,7 +158,11 @@ impl fmt::Display for Totals {
         writeln!(f, "faults: {}", list(&c.faults))?;
         writeln!(f, "crash points hit: {}", list(&c.points_hit))?;
         writeln!(f, "bucket faults: {}", list(&c.bucket_faults))?;
-        writeln!(f, "after the load: {}", list(&c.finale))?;
+        if c.cluster.is_empty() {
+            writeln!(f, "after the load: {}", list(&c.finale))?;
+        } else {
+            writeln!(f, "what followed: {}", list(&c.cluster))?;
+        }
         writeln!(
             f,
             "{} restarts, {} starts that failed, {} times unhealthy; {} disk errors, {} pages lost and {} torn by power cuts",

@@ -22,6 +22,18 @@ fn a_seed_is_the_same_twice() {
     }
 }
 
+/// The same of three nodes, each with a runtime of its own.
+#[test]
+fn a_seed_of_a_cluster_is_the_same_twice() {
+    let mut plan = Plan::of_cluster(2);
+    plan.load_ms = 6_000;
+    let (one, two) = (run(&plan, false), run(&plan, false));
+    assert_eq!(one.trace, two.trace, "another trace; isobar-sim twice --cluster 2 shows where");
+    assert!(one.events == two.events, "another history");
+    assert!(one.is_clean(), "{:#?}", one.complaints());
+    assert!(one.report.summary.acks_checked > 0);
+}
+
 #[test]
 fn some_seeds_are_clean() {
     for seed in 1..=4 {

@@ -174,12 +174,14 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// A log that ends earlier than the asker has read may be an image that is behind.
 fn needs_barrier(look: &Look) -> bool {
     matches!(
         look,
-        Look::Refused(
-            ErrorCode::UnknownTopicOrPartition | ErrorCode::UnknownTopicId | ErrorCode::OffsetOutOfRange
-        )
+        Look::Diverged(..)
+            | Look::Refused(
+                ErrorCode::UnknownTopicOrPartition | ErrorCode::UnknownTopicId | ErrorCode::OffsetOutOfRange
+            )
     )
 }
 

@@ -11,6 +11,8 @@
 //!    lost with the connections they travelled on.
 //! 3. The same seed gives the same [`World::trace`].
 //!
+//! A node may be paused, its clock be wrong, the network between two be cut, slow or lossy.
+//!
 //! Crash cases: [`World::arm`] lets a node die at its n-th step from now, where a step is any disk call, network
 //! write or named crash point.
 
@@ -20,14 +22,14 @@ mod node;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 pub use crate::disk::SimDisk;
 pub use crate::random::SimRng;
-pub use net::{SimConn, SimListener, SimReadHalf, SimWriteHalf};
+pub use net::{Link, SimConn, SimListener, SimReadHalf, SimWriteHalf};
 pub use node::Node;
 
 use crate::Host;
@@ -80,11 +82,15 @@ struct Slot {
     life: Option<Life>,
     passed: BTreeMap<&'static str, u64>,
     sabotage: Option<String>,
+    clock_shift_ms: Arc<AtomicI64>,
 }
 
 struct Life {
     runtime: tokio::runtime::Runtime,
     node: Arc<Node>,
+    paused: bool,
+    /// Time that went by while it was paused.
+    missed: Duration,
 }
 
 impl World {
@@ -135,8 +141,9 @@ impl World {
 
     /// Adds a node that is switched off, with the disk it will boot from.
     pub fn add_node(&mut self, name: &str, disk: Arc<SimDisk>) {
-        self.nodes
-            .insert(name.to_owned(), Slot { disk, life: None, passed: BTreeMap::new(), sabotage: None });
+        let (passed, clock_shift_ms) = (BTreeMap::new(), Arc::default());
+        let slot = Slot { disk, life: None, passed, sabotage: None, clock_shift_ms };
+        self.nodes.insert(name.to_owned(), slot);
     }
 
     /// Switches a node on and spawns its main task. Does nothing if it is already running.
@@ -155,13 +162,14 @@ impl World {
         let seed = self.shared.rng.lock().next_u64();
         let _inside = runtime.enter();
         let node = Node::new(name, Arc::clone(&self.shared), seed, self.start_ms, Arc::clone(&slot.disk));
+        let node = node.with_clock(Arc::clone(&slot.clock_shift_ms));
         let node = Arc::new(node.sabotaged_by(slot.sabotage.clone()));
         let host = Host::simulated(Arc::clone(&node), node.gated_disk());
         let main = main(host);
         #[expect(clippy::disallowed_methods, reason = "the simulator is the runtime")]
         tokio::spawn(main);
         drop(_inside);
-        slot.life = Some(Life { runtime, node });
+        slot.life = Some(Life { runtime, node, paused: false, missed: Duration::ZERO });
     }
 
     /// Lets the node die at its `steps`-th step from now (1: at the very next).
@@ -203,14 +211,51 @@ impl World {
 
     /// Cuts the network between two nodes: nothing arrives in either direction, and nobody is told. What is sent waits.
     pub fn cut(&self, a: &str, b: &str) {
-        self.record(&format!("cut {a} {b}"));
-        self.shared.network.cut(a, b);
+        self.set_link(a, b, Link { cut: true, ..Link::default() });
+        self.set_link(b, a, Link { cut: true, ..Link::default() });
     }
 
     /// Ends a [`World::cut`]: what waited arrives now.
     pub fn heal(&self, a: &str, b: &str) {
-        self.record(&format!("heal {a} {b}"));
-        self.shared.network.heal(a, b);
+        self.set_link(a, b, Link::default());
+        self.set_link(b, a, Link::default());
+    }
+
+    /// How the network is from one node to another from now on.
+    pub fn set_link(&self, from: &str, to: &str, link: Link) {
+        self.record(&format!("{from} to {to}: {link:?}"));
+        self.shared.network.set_link(from, to, link);
+    }
+
+    /// Ends all connections between two nodes.
+    pub fn reset(&self, a: &str, b: &str) {
+        self.record(&format!("reset {a} {b}"));
+        self.shared.network.reset(a, b);
+    }
+
+    /// SIGSTOP: the node stands still while time goes on; what it is sent waits for it.
+    pub fn pause(&mut self, name: &str) {
+        self.set_paused(name, true);
+    }
+
+    /// SIGCONT: the node goes on, and its clocks have jumped.
+    pub fn resume(&mut self, name: &str) {
+        self.set_paused(name, false);
+    }
+
+    fn set_paused(&mut self, name: &str, paused: bool) {
+        if let Some(life) = self.nodes.get_mut(name).and_then(|slot| slot.life.as_mut()) {
+            life.paused = paused;
+            self.record(&format!("{name} paused: {paused}"));
+        }
+    }
+
+    /// The node's wall clock is wrong by so much from now on, in later lives too.
+    pub fn shift_clock(&self, name: &str, ms: i64) {
+        if let Some(slot) = self.nodes.get(name) {
+            slot.clock_shift_ms.store(ms, Ordering::Relaxed);
+            self.record(&format!("{name} clock {ms:+} ms"));
+        }
     }
 
     /// True while the node runs.
@@ -240,10 +285,23 @@ impl World {
     /// times in which only one node is on, or none that speaks to another.
     pub fn step_by(&mut self, ticks: u32) -> Vec<String> {
         let time = TICK * ticks;
+        let ms = self.now_us() / 1000;
         let mut died = Vec::new();
-        for (name, slot) in &self.nodes {
-            let Some(life) = &slot.life else { continue };
-            life.runtime.block_on(async { tokio::time::sleep(time).await });
+        for (name, slot) in &mut self.nodes {
+            let Some(life) = &mut slot.life else { continue };
+            if life.paused {
+                life.missed += time;
+                continue;
+            }
+            let missed = std::mem::take(&mut life.missed);
+            // Who says what in a log.
+            let _said = tracing::info_span!("", at = name.as_str(), ms).entered();
+            life.runtime.block_on(async {
+                if !missed.is_zero() {
+                    tokio::time::advance(missed).await;
+                }
+                tokio::time::sleep(time).await;
+            });
             if life.node.is_dead() {
                 died.push(name.clone());
             }

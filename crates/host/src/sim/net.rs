@@ -1,9 +1,11 @@
 //! The simulated network: listeners by address, connections as pairs of pipes with a delay.
 //!
 //! Bytes arrive in order, after a delay drawn from the seed, or not at all if an end dies. A pipe holds a bounded
-//! number of bytes; a writer beyond it waits, as TCP's would.
+//! number of bytes; a writer beyond it waits, as TCP's would. How it is from one node to another, a [`Link`] says: nothing is
+//! ever lost for good on a connection that lives, as TCP sends it again, so loss shows as delay. The end of a connection
+//! travels as bytes do: behind a cut nobody hears of it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -17,10 +19,30 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use super::SimRng;
 use super::node::Node;
 
 /// Bytes on their way in one direction before the writer waits.
 const PIPE_BYTES: usize = 1 << 20;
+/// The longest that a piece takes where nothing is wrong.
+const DELAY_US: u64 = 2_000;
+/// TCP sends again what is lost after so long, then after twice as long, and so on.
+const RESEND_US: u64 = 200_000;
+const RESENDS: u32 = 5;
+/// A connection that nobody answers is asked for again after so long; then it is given up.
+pub(super) const ASK_AGAIN: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+
+/// How the network is from one node to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Link {
+    /// Nothing arrives, and nobody is told. What is sent waits.
+    pub cut: bool,
+    /// Each piece takes up to so much longer.
+    pub delay: Duration,
+    /// So many pieces of a million are lost, and arrive when TCP has sent them again.
+    pub lost_ppm: u32,
+}
 
 #[derive(Default)]
 pub(super) struct Network {
@@ -30,9 +52,11 @@ pub(super) struct Network {
 #[derive(Default)]
 struct State {
     listeners: BTreeMap<String, Arc<Accepting>>,
+    /// Who listened at an address last, also if it is gone.
+    known: BTreeMap<String, String>,
     pipes: BTreeMap<String, Vec<Weak<Pipe>>>,
-    /// Pairs of nodes, the lesser name first, between which nothing arrives.
-    cuts: BTreeSet<(String, String)>,
+    /// (from, to): where it is not as [`Link::default`].
+    links: BTreeMap<(String, String), Link>,
     connections: u16,
 }
 
@@ -50,8 +74,10 @@ struct Backlog {
 }
 
 struct Pipe {
-    /// Whom it joins, as in [`State::cuts`].
+    /// (from, to), as in [`State::links`].
     ends: (String, String),
+    /// (to, from).
+    back: (String, String),
     state: Mutex<PipeState>,
 }
 
@@ -67,14 +93,21 @@ struct PipeState {
 }
 
 impl Pipe {
-    fn new(ends: (String, String)) -> Self {
-        Self { ends, state: Mutex::default() }
+    fn new(from: &str, to: &str) -> Self {
+        let ends = (from.to_owned(), to.to_owned());
+        Self { back: (ends.1.clone(), ends.0.clone()), ends, state: Mutex::default() }
     }
 
     fn reset(&self) {
         let mut state = self.state.lock();
         state.reset = true;
         state.arriving.clear();
+        drop(state);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        let mut state = self.state.lock();
         for waker in [state.reader.take(), state.writer.take()].into_iter().flatten() {
             waker.wake();
         }
@@ -91,32 +124,55 @@ fn was_reset() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, "connection reset by peer")
 }
 
-fn pair(a: &str, b: &str) -> (String, String) {
-    if a <= b { (a.to_owned(), b.to_owned()) } else { (b.to_owned(), a.to_owned()) }
+impl State {
+    fn link(&self, ends: &(String, String)) -> Link {
+        if self.links.is_empty() {
+            return Link::default();
+        }
+        self.links.get(ends).copied().unwrap_or_default()
+    }
+
+    /// Those between two nodes, of whom one may be gone.
+    fn between(&self, a: &str, b: &str) -> Vec<Arc<Pipe>> {
+        let pipes = [a, b].into_iter().filter_map(|owner| self.pipes.get(owner)).flatten();
+        let joins = |pipe: &Arc<Pipe>| [&pipe.ends, &pipe.back].iter().any(|ends| ends.0 == a && ends.1 == b);
+        pipes.filter_map(Weak::upgrade).filter(joins).collect()
+    }
 }
 
 impl Network {
-    /// Between these two nothing arrives any more, in either direction. What is sent waits, as TCP would send it again.
-    pub(super) fn cut(&self, a: &str, b: &str) {
-        self.state.lock().cuts.insert(pair(a, b));
-    }
-
-    /// What waited arrives.
-    pub(super) fn heal(&self, a: &str, b: &str) {
+    /// How it is from now on. What waited behind a cut that ends arrives.
+    pub(super) fn set_link(&self, from: &str, to: &str, link: Link) {
         let mut state = self.state.lock();
-        state.cuts.remove(&pair(a, b));
-        let pipes: Vec<_> = state.pipes.values().flatten().filter_map(Weak::upgrade).collect();
-        drop(state);
-        for pipe in pipes {
-            if let Some(waker) = pipe.state.lock().reader.take() {
-                waker.wake();
-            }
+        let ends = (from.to_owned(), to.to_owned());
+        if link == Link::default() {
+            state.links.remove(&ends);
+        } else {
+            state.links.insert(ends, link);
         }
+        let pipes = state.between(from, to);
+        drop(state);
+        pipes.iter().for_each(|pipe| pipe.wake());
     }
 
-    fn is_cut(&self, ends: &(String, String)) -> bool {
+    /// Connections between these two end, as far as anything arrives there.
+    pub(super) fn reset(&self, a: &str, b: &str) {
+        let pipes = self.state.lock().between(a, b);
+        pipes.iter().for_each(|pipe| pipe.reset());
+    }
+
+    fn link(&self, ends: &(String, String)) -> Link {
+        self.state.lock().link(ends)
+    }
+
+    /// Whether it is the address of somebody who is not heard, or does not hear.
+    pub(super) fn is_cut_off(&self, node: &Node, addr: &str) -> bool {
+        let Ok(remote) = parse(addr) else { return false };
         let state = self.state.lock();
-        !state.cuts.is_empty() && state.cuts.contains(ends)
+        let Some(name) = state.known.get(&remote.to_string()) else { return false };
+        let there = (node.name().to_owned(), name.clone());
+        let back = (there.1.clone(), there.0.clone());
+        state.link(&there).cut || state.link(&back).cut
     }
 
     pub(super) fn listen(&self, node: &Arc<Node>, addr: &str) -> io::Result<SimListener> {
@@ -130,6 +186,7 @@ impl Network {
             name: node.name().to_owned(),
             waiting: Mutex::default(),
         });
+        state.known.insert(local.to_string(), node.name().to_owned());
         state.listeners.insert(local.to_string(), Arc::clone(&accepting));
         Ok(SimListener { local, accepting })
     }
@@ -143,13 +200,10 @@ impl Network {
                 format!("nobody listens on {addr}"),
             ));
         };
-        let ends = pair(node.name(), &accepting.name);
-        if state.cuts.contains(&ends) {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{addr} does not answer")));
-        }
         state.connections = state.connections.wrapping_add(1);
         let from = SocketAddr::from(([127, 0, 0, 1], 32768 | state.connections));
-        let (there, back) = (Arc::new(Pipe::new(ends.clone())), Arc::new(Pipe::new(ends)));
+        let there = Arc::new(Pipe::new(node.name(), &accepting.name));
+        let back = Arc::new(Pipe::new(&accepting.name, node.name()));
         for owner in [node.name(), accepting.name.as_str()] {
             let pipes = state.pipes.entry(owner.to_owned()).or_default();
             pipes.retain(|pipe| pipe.strong_count() > 0);
@@ -260,9 +314,9 @@ impl AsyncRead for SimReadHalf {
                 self.until = None;
             }
             let pipe = Arc::clone(&self.pipe);
-            let cut = self.node.shared.network.is_cut(&pipe.ends);
+            let cut = self.node.shared.network.link(&pipe.ends).cut;
             let mut state = pipe.state.lock();
-            if cut && !state.reset {
+            if cut {
                 state.reader = Some(cx.waker().clone());
                 return Poll::Pending;
             }
@@ -301,8 +355,10 @@ impl AsyncRead for SimReadHalf {
 impl AsyncWrite for SimWriteHalf {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let node = &self.node;
+        let network = &node.shared.network;
+        let (link, back) = (network.link(&self.pipe.ends), network.link(&self.pipe.back));
         let mut state = self.pipe.state.lock();
-        if state.reset {
+        if state.reset && !back.cut {
             return Poll::Ready(Err(was_reset()));
         }
         let room = PIPE_BYTES.saturating_sub(state.bytes);
@@ -315,12 +371,14 @@ impl AsyncWrite for SimWriteHalf {
             return Poll::Ready(Err(error));
         }
         let taken = room.min(buf.len());
-        let delay_us = node.shared.rng.lock().below(2_000);
+        let delay_us = delay_us(&mut node.shared.rng.lock(), link);
         let mut state = self.pipe.state.lock();
         let arrival_us = (node.now_us() + delay_us).max(state.last_arrival_us);
         state.last_arrival_us = arrival_us;
         state.bytes += taken;
-        state.arriving.push_back((arrival_us, Bytes::copy_from_slice(&buf[..taken])));
+        if !state.reset {
+            state.arriving.push_back((arrival_us, Bytes::copy_from_slice(&buf[..taken])));
+        }
         if let Some(waker) = state.reader.take() {
             waker.wake();
         }
@@ -335,6 +393,22 @@ impl AsyncWrite for SimWriteHalf {
         self.end();
         Poll::Ready(Ok(()))
     }
+}
+
+/// How long one piece is on its way.
+fn delay_us(rng: &mut SimRng, link: Link) -> u64 {
+    let mut delay_us = rng.below(DELAY_US);
+    let most_us = u64::try_from(link.delay.as_micros()).unwrap_or(u64::MAX);
+    if most_us > 0 {
+        delay_us += rng.below(most_us);
+    }
+    for resend in 0..RESENDS {
+        if link.lost_ppm == 0 || rng.below(1_000_000) >= u64::from(link.lost_ppm) {
+            break;
+        }
+        delay_us += RESEND_US << resend;
+    }
+    delay_us
 }
 
 impl SimWriteHalf {

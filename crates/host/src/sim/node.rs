@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::net::ASK_AGAIN;
 use super::{Shared, SimConn, SimDisk, SimListener, SimRng};
 use crate::disk::{DirLock, Disk, DiskFile, Open};
 
@@ -20,6 +21,8 @@ pub struct Node {
     booted: Instant,
     booted_us: u64,
     start_ms: i64,
+    /// How far its wall clock is wrong.
+    clock_shift_ms: Arc<AtomicI64>,
     disk: Arc<SimDisk>,
     dead: AtomicBool,
     /// Steps until death; zero when not armed.
@@ -40,6 +43,7 @@ impl Node {
             booted: Instant::now(),
             booted_us,
             start_ms,
+            clock_shift_ms: Arc::default(),
             disk,
             dead: AtomicBool::new(false),
             fuse: AtomicU64::new(0),
@@ -47,6 +51,11 @@ impl Node {
             passed: Mutex::default(),
             sabotage: None,
         }
+    }
+
+    pub(super) fn with_clock(mut self, shift_ms: Arc<AtomicI64>) -> Self {
+        self.clock_shift_ms = shift_ms;
+        self
     }
 
     pub(super) fn sabotaged_by(mut self, promise: Option<String>) -> Self {
@@ -68,7 +77,8 @@ impl Node {
     }
 
     pub(crate) fn now_ms(&self) -> i64 {
-        self.start_ms + i64::try_from(self.now_us() / 1000).unwrap_or(i64::MAX)
+        let passed_ms = i64::try_from(self.now_us() / 1000).unwrap_or(i64::MAX);
+        self.start_ms + self.clock_shift_ms.load(Ordering::Relaxed) + passed_ms
     }
 
     pub(crate) fn random_u64(&self) -> u64 {
@@ -155,7 +165,13 @@ impl Node {
     pub(crate) async fn connect(self: &Arc<Self>, addr: &str) -> io::Result<SimConn> {
         self.step("connect")?;
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        self.shared.network.connect(self, addr)
+        for wait in ASK_AGAIN {
+            if !self.shared.network.is_cut_off(self, addr) {
+                return self.shared.network.connect(self, addr);
+            }
+            tokio::time::sleep(wait).await;
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("{addr} does not answer")))
     }
 
     pub(super) fn gated_disk(self: &Arc<Self>) -> Arc<dyn Disk> {

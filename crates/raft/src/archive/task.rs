@@ -249,14 +249,15 @@ impl Work {
     /// Sees what an earlier life has archived.
     async fn begin(&mut self) -> Result<Known, ArchiveError> {
         self.check().await?;
+        let incarnation = self.member.machine.archivable().0.incarnation();
+        let listing = survey(&*self.archive, incarnation).await?;
         if self.member.lead.in_group() {
-            // Everything that an earlier leader has archived was committed: it must be applied here before it is looked for.
+            // Everything that another leader has archived by then was committed: it must be applied here before it is missed.
+            // Not earlier: the next leader may have come, and archived, while this one was paused over its survey.
             let caught_up = self.member.barriers.wait().await;
             caught_up.map_err(|error| ArchiveError::Unavailable(error.to_string()))?;
         }
         let (image, _) = self.member.machine.archivable();
-        let incarnation = image.incarnation();
-        let listing = survey(&*self.archive, incarnation).await?;
         let through = listing.chains().first().map_or(0, |chain| chain.end);
         if through > image.index() {
             return Err(ArchiveError::Lost(format!(

@@ -39,19 +39,19 @@ impl Driver {
             0
         };
         let Some((path, offset, bit)) = self.place(flip) else { return Ok(()) };
-        if !self.disk.flip_bit(&path, offset, bit) {
+        if !self.nodes[0].disk.flip_bit(&path, offset, bit) {
             return self.broken(format!("{} has no byte {offset}", path.display()));
         }
         let what = format!("bit {bit} of byte {offset} of {}", path.display());
         self.new_clients();
         self.lenient = true;
-        self.boot_at = self.tick;
-        let before = self.boots;
+        self.nodes[0].boot_at = self.tick;
+        let before = self.nodes[0].boots;
         self.hold("a start on a damaged disk", |driver| {
-            driver.boots > before && driver.life.lock().stage != Stage::Starting
+            driver.nodes[0].boots > before && driver.nodes[0].life.lock().stage != Stage::Starting
         })?;
         let survey = self.try_errand(Errand::Survey);
-        let stage = self.life.lock().stage.clone();
+        let stage = self.nodes[0].life.lock().stage.clone();
         if let Stage::Failed(why) = stage {
             // A damaged snapshot is set aside under a name that ends otherwise.
             let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -95,7 +95,7 @@ impl Driver {
             }
         };
         let files: Vec<PathBuf> =
-            self.disk.files().into_keys().filter(|path| is_own(path) && dir(path)).collect();
+            self.nodes[0].disk.files().into_keys().filter(|path| is_own(path) && dir(path)).collect();
         let mut filled: Vec<(PathBuf, u64)> = Vec::new();
         for path in files {
             let bytes = self.own_file(&path);
@@ -125,7 +125,7 @@ impl Driver {
 
     fn flip_in_bucket(&mut self, key: &str, offset: u64, bit: u8) -> Done {
         if self.plan.node.store_inside {
-            if self.disk.flip_bit(&PathBuf::from(INSIDE).join(key), offset, bit) {
+            if self.nodes[0].disk.flip_bit(&PathBuf::from(INSIDE).join(key), offset, bit) {
                 return Ok(());
             }
             return self.broken(format!("{key} has no byte {offset}"));
@@ -153,7 +153,7 @@ impl Driver {
         let what = format!("bit {bit} of byte {offset} of {key}");
         // Caches are cold after it.
         self.dies();
-        self.boot_at = self.tick + 5;
+        self.nodes[0].boot_at = self.tick + 5;
         self.lenient = true;
         self.up()?;
         let image = self.look(&Wish::Image)?.image;

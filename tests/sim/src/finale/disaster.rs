@@ -12,9 +12,11 @@ use isobar_testkit::history::{Checker, Event, Op, Options};
 
 use super::{Done, Finale, INSIDE, judge};
 use crate::load::hand::{Errand, Log, MARKS, Survey};
+use crate::machine::Armed;
 use crate::node::Stage;
+use crate::plan::NODE;
 use crate::plan::{Disaster, Draw as _, RECOVERY_POINTS};
-use crate::run::{Armed, Driver, NODE};
+use crate::run::Driver;
 
 /// What an offset held under a leader epoch: consumers that knew it must never see another.
 #[derive(Default)]
@@ -110,7 +112,7 @@ impl Driver {
         self.write(400, true)?;
         if self.rng.percent(50) {
             self.dies();
-            self.boot_at = self.tick + 5;
+            self.nodes[0].boot_at = self.tick + 5;
         }
         let survey = self.survey()?;
         finale.contents.producers.extend(self.load.producers.lock().iter());
@@ -149,25 +151,25 @@ impl Driver {
 
     /// The node starts on what a recovery made.
     fn starts(&mut self) -> Done {
-        let before = self.boots;
-        self.boot_at = self.tick;
-        self.hold("the recovered node to start", |driver| driver.boots > before)
+        let before = self.nodes[0].boots;
+        self.nodes[0].boot_at = self.tick;
+        self.hold("the recovered node to start", |driver| driver.nodes[0].boots > before)
     }
 
     /// One run of it: what it found, or why it did not succeed.
     fn recover_once(&mut self, dies: bool) -> Done<Result<Found, String>> {
         self.recovering = true;
-        let before = self.boots;
-        self.boot_at = self.tick;
-        self.hold("a recovery to begin", |driver| driver.boots > before)?;
-        self.boot_at = u64::MAX;
+        let before = self.nodes[0].boots;
+        self.nodes[0].boot_at = self.tick;
+        self.hold("a recovery to begin", |driver| driver.nodes[0].boots > before)?;
+        self.nodes[0].boot_at = u64::MAX;
         if dies {
             self.arm_recovery();
         }
-        let life = Arc::clone(&self.life);
+        let life = Arc::clone(&self.nodes[0].life);
         let ended = self.hold("a recovery", |driver| !driver.world.is_up(NODE));
         self.recovering = false;
-        self.boot_at = u64::MAX;
+        self.nodes[0].boot_at = u64::MAX;
         ended?;
         let life = life.lock();
         Ok(match (&life.recovered, &life.stage) {
@@ -233,24 +235,24 @@ impl Driver {
         if self.rng.percent(70) {
             let point = self.rng.pick(RECOVERY_POINTS);
             self.world.arm_point(NODE, point);
-            self.armed = Armed::Point(point);
+            self.nodes[0].armed = Armed::Point(point);
         } else {
             let most = self.rng.pick(&[10, 100, 400]);
             let steps = self.rng.between(1, most);
             self.world.arm(NODE, steps);
-            self.armed = Armed::Steps;
+            self.nodes[0].armed = Armed::Steps;
         }
     }
 
     /// The old one has burnt; a bucket that was a directory on it was not on it.
     fn new_machine(&mut self) {
-        self.retire_disk();
+        self.retire_disk(0);
         let disk = SimDisk::new(self.plan.seed ^ self.tick);
         if self.plan.node.store_inside {
-            let objects = self.disk.files().into_keys().filter(|path| path.starts_with(INSIDE));
+            let objects = self.nodes[0].disk.files().into_keys().filter(|path| path.starts_with(INSIDE));
             for path in objects {
                 let dir = path.parent().unwrap_or_else(|| Path::new("/")).to_owned();
-                let copied = self.disk.read(&path).and_then(|bytes| {
+                let copied = self.nodes[0].disk.read(&path).and_then(|bytes| {
                     disk.create_dir_all(&dir)?;
                     disk.write_durable(&path, &bytes)
                 });
@@ -259,8 +261,8 @@ impl Driver {
                 }
             }
         }
-        self.disk = Arc::new(disk);
-        self.world.add_node(NODE, Arc::clone(&self.disk));
+        self.nodes[0].disk = Arc::new(disk);
+        self.world.add_node(NODE, Arc::clone(&self.nodes[0].disk));
         self.world.sabotage(NODE, self.plan.sabotage);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use isobar_client::{Client, GroupConfig, GroupConsumer, Reset, TopicPartition};
+use isobar_protocol::error::ErrorCode;
 use isobar_testkit::history::Op;
 use tokio::time::Instant;
 
@@ -48,6 +49,8 @@ async fn life(me: &mut Me, client: &Client) {
             }
             Ok(polled) => at.extend(me.polled(&polled.fetched, false)),
             Err(error) if error.is_retriable() => me.pause(50).await,
+            // The group forgot it while it was out of reach.
+            Err(error) if error.code() == Some(ErrorCode::UnknownMemberId) => return,
             Err(error) => {
                 me.problem("a member", &error);
                 me.pause(1_000).await;
