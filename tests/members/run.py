@@ -33,11 +33,14 @@ class Members:
     def __init__(self, directory):
         self.directory, self.nodes, self.rpc = directory, {}, {}
         self.cluster_id, self.voters = None, []
-        self.sent = 0
+        self.sent, self.ports = 0, set()
 
     def node(self, node_id, roles="broker,wal,metadata", zone=None):
         """Its files; not started."""
-        rpc, kafka, admin = (f"127.0.0.1:{port}" for port in free_ports(3))
+        # Of those that were free a moment ago, none that another node was given.
+        ports = [port for port in free_ports(12) if port not in self.ports][:3]
+        self.ports.update(ports)
+        rpc, kafka, admin = (f"127.0.0.1:{port}" for port in ports)
         self.rpc[node_id] = rpc
         made = Node(node_id, self.directory, kafka, admin, {})
         self.nodes[node_id] = made
