@@ -65,8 +65,9 @@ impl What {
     }
 
     /// The options that make it.
-    fn options(&self) -> &'static str {
-        if self.cluster { " --cluster" } else { "" }
+    fn options(&self) -> String {
+        let sabotage = self.sabotage.map(|promise| format!(" --sabotage {promise}")).unwrap_or_default();
+        format!("{}{sabotage}", if self.cluster { " --cluster" } else { "" })
     }
 }
 

@@ -11,6 +11,9 @@ use tokio::time::Instant;
 use super::{GROUP, Load, Me, reader};
 use crate::plan::Draw as _;
 
+const WENT_ON: [ErrorCode; 3] =
+    [ErrorCode::IllegalGeneration, ErrorCode::RebalanceInProgress, ErrorCode::UnknownMemberId];
+
 pub(super) async fn run(mut me: Me) {
     if let Some(client) = me.connect(Load::reads).await {
         while me.load.reads() {
@@ -49,8 +52,8 @@ async fn life(me: &mut Me, client: &Client) {
             }
             Ok(polled) => at.extend(me.polled(&polled.fetched, false)),
             Err(error) if error.is_retriable() => me.pause(50).await,
-            // The group forgot it while it was out of reach.
-            Err(error) if error.code() == Some(ErrorCode::UnknownMemberId) => return,
+            // What it is told at last after it was out of reach: the group went on without it.
+            Err(error) if error.code().is_some_and(|code| WENT_ON.contains(&code)) => return,
             Err(error) => {
                 me.problem("a member", &error);
                 me.pause(1_000).await;
