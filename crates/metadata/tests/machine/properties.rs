@@ -523,7 +523,9 @@ impl World {
     fn index(&mut self, session: usize, object: usize, runs: Vec<(usize, u8)>) {
         let Some(object) = self.open_object(object) else { return };
         let fresh = self.rig.machine.view().object(object).is_some_and(|object| object.refs == 0);
-        if !fresh {
+        // A name is used once: a recovery may go back to before this object lost what pointed at it.
+        let written = self.rig.blocks.range((object, 0)..=(object, u64::MAX)).next().is_some();
+        if !fresh || written {
             return;
         }
         let (mut to, mut position) = (StoreId(1), 0);
