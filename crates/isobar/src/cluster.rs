@@ -49,10 +49,9 @@ async fn ask_for(change: &ChangeArgs, what: &str, mut body: Value) -> Result<(),
 
 fn tell(remote: &AdminRemote, done: &Value) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
-    Ok(match remote.json {
-        true => writeln!(stdout, "{done}")?,
-        false => writeln!(stdout, "{}", done["said"].as_str().unwrap_or_default())?,
-    })
+    let said =
+        if remote.json { done.to_string() } else { done["said"].as_str().unwrap_or_default().to_owned() };
+    Ok(writeln!(stdout, "{said}")?)
 }
 
 /// Until nothing needs the node; what is left is told as it changes.
