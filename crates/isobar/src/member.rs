@@ -99,7 +99,11 @@ impl ClusterOptions {
 }
 
 /// Listens for the other nodes.
-async fn start_rpc(host: &Host, options: &NodeOptions, registry: &mut Registry) -> Result<Rpc, NodeError> {
+pub(crate) async fn start_rpc(
+    host: &Host,
+    options: &NodeOptions,
+    registry: &mut Registry,
+) -> Result<Rpc, NodeError> {
     let cluster = &options.cluster;
     let path = &cluster.secret_file;
     let secret = host.read_file(path).map_err(|error| NodeError::Format {
@@ -129,15 +133,14 @@ pub(crate) struct Joining {
     pub(crate) membership: Membership,
 }
 
-/// Starts the transport and the metadata member, and waits until that is one of the group and has everything that is acknowledged.
+/// Starts the metadata member, and waits until that is one of the group and has everything that is acknowledged.
 pub(crate) async fn join(
     host: &Host,
+    rpc: &Rpc,
     options: &NodeOptions,
     fresh: bool,
-    registry: &mut Registry,
 ) -> Result<Joining, NodeError> {
-    let rpc = start_rpc(host, options, registry).await?;
-    let membership = Membership::start(host, &rpc, options.roles);
+    let membership = Membership::start(host, rpc, options.roles);
     let cluster = &options.cluster;
     let node_id = u64::try_from(options.broker.node_id).unwrap_or(1);
     let mut quorum = quorum_options(options, node_id);
@@ -152,7 +155,7 @@ pub(crate) async fn join(
     quorum.may_vote = options.roles.metadata;
     let quorum = Quorum::start(host, quorum).await?;
     membership.set_quorum(&quorum);
-    let joining = Joining { rpc, quorum, membership };
+    let joining = Joining { rpc: rpc.clone(), quorum, membership };
     let asking = (cluster.address_of(node_id).is_none()).then(|| joining.ask_to_join(host, cluster));
     wait_for_quorum(&joining.quorum).await?;
     if let Some(asking) = asking {

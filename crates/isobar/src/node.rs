@@ -39,7 +39,7 @@ use isobar_metadata::command::{FEATURE_LEVEL, RegisterDirectory, SetFeatureLevel
 use isobar_metadata::{ClusterFormat, Command, Envelope, StoreId};
 use isobar_raft::archive::{ArchiveOptions, Archiver, Status};
 use isobar_raft::{Quorum, QuorumOptions, RaftError};
-use isobar_rpc::RpcError;
+use isobar_rpc::{Rpc, RpcError};
 use isobar_store::fsck::FsckParts;
 use isobar_store::{Bucket, BucketOptions, ClaimError, ClaimGuard, DeleterOptions, StoreError, StoreMetrics};
 use isobar_wal::{LocalReplica, ReplicaOptions, WalError, WalMetrics};
@@ -218,6 +218,20 @@ pub struct Node {
 impl Node {
     /// Starts every role and returns once clients are served.
     pub async fn start(host: &Host, options: NodeOptions) -> Result<Self, NodeError> {
+        let mut transport = None;
+        let started = Self::start_parts(host, options, &mut transport).await;
+        if let (Err(_), Some(rpc)) = (&started, transport) {
+            // Its services hold it, and it the port.
+            rpc.stop().await;
+        }
+        started
+    }
+
+    async fn start_parts(
+        host: &Host,
+        options: NodeOptions,
+        transport: &mut Option<Rpc>,
+    ) -> Result<Self, NodeError> {
         let disk = host.disk();
         let data_error = |source| NodeError::Data { path: options.data.clone(), source };
         disk.create_dir_all(&options.data).map_err(data_error)?;
@@ -227,7 +241,10 @@ impl Node {
         let mut registry = Registry::default();
 
         let joining = match options.cluster.is_member() {
-            true => Some(member::join(host, &options, known.is_none(), &mut registry).await?),
+            true => {
+                let rpc = transport.insert(member::start_rpc(host, &options, &mut registry).await?);
+                Some(member::join(host, rpc, &options, known.is_none()).await?)
+            }
             false => None,
         };
         let quorum = match &joining {
