@@ -219,7 +219,7 @@ impl Node {
     /// Starts every role and returns once clients are served.
     pub async fn start(host: &Host, options: NodeOptions) -> Result<Self, NodeError> {
         let mut transport = None;
-        let started = Self::start_parts(host, options, &mut transport).await;
+        let started = Box::pin(Self::start_parts(host, options, &mut transport)).await;
         if let (Err(_), Some(rpc)) = (&started, transport) {
             // Its services hold it, and it the port.
             rpc.stop().await;
