@@ -61,7 +61,7 @@ use sink::Sink;
 const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
 /// Buffer memory that chunks leave behind for the next ones.
 const POOL_KEPT_BYTES: usize = 32 << 20;
-/// How often a starting broker looks for WAL replicas, and says so every so many times.
+/// How often a starting broker looks for WAL replicas. What fails again and again is told every so many times.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const SAY_EVERY: u32 = 50;
 /// How long a stopping broker waits for its connections to be answered.
@@ -338,16 +338,18 @@ impl RunningBroker {
         }
     }
 
-    /// Lets go of all clients at once.
+    /// Lets go of all clients at once, and answers what waits.
     pub fn cut(&self) {
         self.accepting.abort();
         self.drain.send_replace(true);
+        self.stop();
     }
 
-    /// Stops following metadata. To be called after [`RunningBroker::drain`].
+    /// Stops the write path, and following metadata. To be called after [`RunningBroker::drain`].
     pub fn stop(&self) {
         self.rolling.abort();
         self.following.abort();
+        self.broker.lanes.all().iter().for_each(|(_, lane)| lane.end());
     }
 }
 

@@ -30,6 +30,7 @@ use isobar_wal::Chunk;
 use parking_lot::MutexGuard;
 use tokio::time::Instant;
 
+use crate::SAY_EVERY;
 use crate::accumulator::{ClassEpochs, Lane, Outcome, SealedChunk, Slot, State};
 use crate::commits::Answer;
 use crate::sink::{Durable, Refusal, Sink};
@@ -199,11 +200,17 @@ impl Lane {
         while let Some((stream, _)) = state.left.pop_front_if(|(_, end)| *end <= floor) {
             let lane = Arc::clone(self);
             self.spawner.spawn("lane.close", async move {
-                while !lane.is_stopped() {
+                for failed in 0_u32.. {
+                    if lane.is_stopped() {
+                        return;
+                    }
                     let close = Command::CloseStream(CloseStream { stream });
                     match lane.target.session.propose(close).await {
                         Ok(_) => return,
-                        Err(error) => tracing::warn!(%error, %stream, "a stream is not closed yet"),
+                        Err(error) if failed.is_multiple_of(SAY_EVERY) => {
+                            tracing::warn!(%error, %stream, failed, "a stream is not closed yet");
+                        }
+                        Err(_) => {}
                     }
                     tokio::time::sleep(REOPEN).await;
                 }
@@ -213,16 +220,20 @@ impl Lane {
 
     /// Another stream of this lane; `None` once the lane has stopped.
     async fn open_stream(self: &Arc<Self>) -> Option<StreamId> {
-        loop {
-            if self.state.lock().stopped {
-                return None;
+        for failed in 0_u32.. {
+            if self.is_stopped() {
+                break;
             }
             match self.target.session.open_stream(self.target.lane, &*self.target.ensembles).await {
                 Ok(stream) => return Some(stream),
-                Err(error) => tracing::warn!(%error, "no stream could be opened; again soon"),
+                Err(error) if failed.is_multiple_of(SAY_EVERY) => {
+                    tracing::warn!(%error, failed, "no stream could be opened; again until it can");
+                }
+                Err(_) => {}
             }
             tokio::time::sleep(REOPEN).await;
         }
+        None
     }
 
     /// The same batches, sealed for another place.
@@ -316,7 +327,14 @@ impl Lane {
         self.send_due();
     }
 
-    /// Takes nothing more, and answers all that waits.
+    /// Takes nothing more, and answers all that waits: the broker's life is over.
+    pub(crate) fn end(&self) {
+        let state = self.state.lock();
+        if !state.stopped {
+            self.stop(state);
+        }
+    }
+
     fn stop(&self, mut state: MutexGuard<'_, State>) {
         state.stopped = true;
         let unsent: Vec<Slot> = state.take_unsent().collect();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, RaftError as OpenraftError};
 
-use crate::formation;
+use crate::formation::{self, Met};
 use crate::propose::Raft;
 use crate::remote::Remote;
 use crate::types::{Membership, Peer, Types};
@@ -113,6 +113,14 @@ pub(crate) async fn readdress(raft: &Raft, me: u64, peer: Peer) -> Result<(), Me
     changed(raft.change_membership(change, true), CHANGE_TIMEOUT).await
 }
 
+async fn meet(remote: &Remote, node: u64, address: &str) -> Result<Met, MembershipError> {
+    formation::meet(remote, node, address).await.map_err(|error| MembershipError::Unreachable {
+        node,
+        address: address.to_owned(),
+        why: error.to_string(),
+    })
+}
+
 /// Adds a learner and waits until it has caught up.
 pub(crate) async fn add_learner(
     raft: &Raft,
@@ -120,8 +128,7 @@ pub(crate) async fn add_learner(
     node: u64,
     address: &str,
 ) -> Result<(), MembershipError> {
-    let unreachable = |why: String| MembershipError::Unreachable { node, address: address.to_owned(), why };
-    let met = formation::meet(remote, node, address).await.map_err(|error| unreachable(error.to_string()))?;
+    let met = meet(remote, node, address).await?;
     let membership = effective(raft);
     match membership.get_node(&node) {
         Some(known) if known.incarnation != met.incarnation => {
@@ -130,26 +137,37 @@ pub(crate) async fn add_learner(
                     "node {node} is a voter with another directory; if that is lost, replace it"
                 )));
             }
-            if !met.pristine {
-                return Err(not_new(node));
-            }
-            remove(raft, node).await?;
+            take_out_for(raft, node, &met).await?;
         }
-        Some(known) if known.address != address => {
-            return Err(refused(format!("node {node} is a member at {}", known.address)));
-        }
+        Some(known) if known.address != address => return Err(elsewhere(node, &known.address)),
         Some(_) => {}
         None if !met.pristine => return Err(not_new(node)),
         None => {}
     }
-    let peer = Peer { incarnation: met.incarnation, address: address.to_owned() };
-    changed(raft.add_learner(node, peer, true), CATCH_UP_TIMEOUT).await
+    bring_in(raft, node, address, &met).await
+}
+
+fn elsewhere(node: u64, address: &str) -> MembershipError {
+    refused(format!("node {node} is a member at {address}"))
 }
 
 fn not_new(node: u64) -> MembershipError {
     refused(format!(
         "node {node} has belonged to a group before; it must join as a new one, with an empty directory"
     ))
+}
+
+/// Takes out a member whose directory is lost. Not if the new one cannot come: nothing is won then.
+async fn take_out_for(raft: &Raft, node: u64, new: &Met) -> Result<(), MembershipError> {
+    if !new.pristine {
+        return Err(not_new(node));
+    }
+    remove(raft, node).await
+}
+
+async fn bring_in(raft: &Raft, node: u64, address: &str, met: &Met) -> Result<(), MembershipError> {
+    let peer = Peer { incarnation: met.incarnation, address: address.to_owned() };
+    changed(raft.add_learner(node, peer, true), CATCH_UP_TIMEOUT).await
 }
 
 /// Takes out the directory that a node has lost and brings in the new one, with the vote that the old one had.
@@ -159,21 +177,22 @@ pub(crate) async fn replace(
     node: u64,
     address: &str,
 ) -> Result<(), MembershipError> {
-    let unreachable = |why: String| MembershipError::Unreachable { node, address: address.to_owned(), why };
-    let met = formation::meet(remote, node, address).await.map_err(|error| unreachable(error.to_string()))?;
+    let met = meet(remote, node, address).await?;
     let membership = effective(raft);
+    let known = membership.get_node(&node);
     // Absent: an earlier attempt was cut off after the old one had gone.
-    let absent = membership.get_node(&node).is_none();
-    let votes = membership.voter_ids().any(|voter| voter == node) || (absent && met.may_vote);
-    if membership.get_node(&node).is_some_and(|known| known.incarnation != met.incarnation) {
-        // Before the old one goes: nothing is won if the new one cannot come.
-        if !met.pristine {
-            return Err(not_new(node));
-        }
-        remove(raft, node).await?;
+    let votes = match known {
+        Some(_) => membership.voter_ids().any(|voter| voter == node),
+        None => met.may_vote,
+    };
+    match known {
+        Some(known) if known.incarnation != met.incarnation => take_out_for(raft, node, &met).await?,
+        Some(known) if known.address != address => return Err(elsewhere(node, &known.address)),
+        None if !met.pristine => return Err(not_new(node)),
+        _ => {}
     }
-    add_learner(raft, remote, node, address).await?;
-    if votes { promote(raft, remote, node).await } else { Ok(()) }
+    bring_in(raft, node, address, &met).await?;
+    if votes { make_voter(raft, node, &met).await } else { Ok(()) }
 }
 
 /// Makes a learner a voter.
@@ -182,12 +201,14 @@ pub(crate) async fn promote(raft: &Raft, remote: &Remote, node: u64) -> Result<(
     let Some(peer) = membership.get_node(&node) else {
         return Err(refused(format!("node {node} is no member: start it, so that it joins")));
     };
-    if membership.voter_ids().any(|voter| voter == node) {
+    let met = meet(remote, node, &peer.address).await?;
+    make_voter(raft, node, &met).await
+}
+
+async fn make_voter(raft: &Raft, node: u64, met: &Met) -> Result<(), MembershipError> {
+    if effective(raft).voter_ids().any(|voter| voter == node) {
         return Ok(());
     }
-    let address = peer.address.clone();
-    let met = formation::meet(remote, node, &address).await;
-    let met = met.map_err(|error| MembershipError::Unreachable { node, address, why: error.to_string() })?;
     if !met.may_vote {
         return Err(refused(format!("node {node} does not have the role metadata")));
     }

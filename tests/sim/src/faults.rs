@@ -25,7 +25,8 @@ impl Driver {
 
     /// SIGTERM, to a node that has started.
     pub(crate) fn stop(&mut self, at: usize) {
-        if self.nodes[at].is_up() && self.nodes[at].stop_since.is_none() {
+        let node = &self.nodes[at];
+        if self.world.is_up(node.name) && node.is_up() && node.stop_since.is_none() {
             self.fault("stop", None);
             self.nodes[at].life.lock().stop = true;
             self.nodes[at].stop_since = Some(self.tick);

@@ -19,8 +19,8 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::SimRng;
 use super::node::Node;
+use super::{Shared, SimRng};
 
 /// Bytes on their way in one direction before the writer waits.
 const PIPE_BYTES: usize = 1 << 20;
@@ -188,7 +188,7 @@ impl Network {
         });
         state.known.insert(local.to_string(), node.name().to_owned());
         state.listeners.insert(local.to_string(), Arc::clone(&accepting));
-        Ok(SimListener { local, accepting })
+        Ok(SimListener { local, accepting, shared: Arc::clone(&node.shared) })
     }
 
     pub(super) fn connect(&self, node: &Arc<Node>, addr: &str) -> io::Result<SimConn> {
@@ -226,6 +226,19 @@ impl Network {
         })
     }
 
+    /// Nobody accepts there any more; connections that wait are reset.
+    fn unlisten(&self, listener: &SimListener) {
+        let mut state = self.state.lock();
+        let addr = listener.local.to_string();
+        // The node may be gone, and its next life listen there.
+        if state.listeners.get(&addr).is_some_and(|there| Arc::ptr_eq(there, &listener.accepting)) {
+            state.listeners.remove(&addr);
+        }
+        drop(state);
+        let waiting = std::mem::take(&mut listener.accepting.waiting.lock().conns);
+        drop(waiting);
+    }
+
     /// The node is gone: its listeners close and its connections are reset.
     pub(super) fn forget_node(&self, name: &str) {
         let mut state = self.state.lock();
@@ -248,6 +261,7 @@ impl Network {
 pub struct SimListener {
     local: SocketAddr,
     accepting: Arc<Accepting>,
+    shared: Arc<Shared>,
 }
 
 impl SimListener {
@@ -267,6 +281,12 @@ impl SimListener {
             }
         })
         .await
+    }
+}
+
+impl Drop for SimListener {
+    fn drop(&mut self) {
+        self.shared.network.unlisten(self);
     }
 }
 
