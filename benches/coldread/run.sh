@@ -4,11 +4,8 @@
 # --out /tmp/coldread.md` is a quick one.
 . "$(dirname "$0")/../../tests/lib/common.sh"
 here=$REPO/benches/coldread
-rdkafka=$CACHE/librdkafka-2.12.1
-[ -x "$rdkafka/examples/rdkafka_performance" ] || { say "run benches/produce/run.sh --help first: it builds librdkafka"; exit 1; }
-mkdir -p "$rdkafka/include/librdkafka" && cp "$rdkafka/src/rdkafka.h" "$rdkafka/include/librdkafka/"
-cc -O2 -Wall -Wextra -Werror -isystem "$rdkafka/include" -o "$CACHE/bench-tail" "$here/tail.c" \
-    "$rdkafka/src/librdkafka.a" -lm -lz -ldl -lrt -lpthread
+. "$REPO/benches/lib/librdkafka.sh"
+against_librdkafka "$CACHE/bench-tail" "$here/tail.c"
 if [[ " $* " != *"--stores directory "* ]]; then
     . "$REPO/tests/lib/stores.sh"
     VERSITYGW=$(versitygw)
@@ -19,5 +16,5 @@ if [ -z "${ISOBAR_BIN:-}" ]; then
     ISOBAR_BIN=$CARGO_TARGET_DIR/release/isobar
 fi
 export ISOBAR_BIN TAIL=$CACHE/bench-tail DOWNLOAD=${DOWNLOAD:-$(dirname "$ISOBAR_BIN")/examples/download}
-export RDKAFKA_PERFORMANCE=$rdkafka/examples/rdkafka_performance
+export RDKAFKA_PERFORMANCE=$RDKAFKA/examples/rdkafka_performance
 exec "$(venv confluent confluent-kafka==2.16.0)/bin/python" "$here/bench.py" "$@"
