@@ -12,6 +12,7 @@ import pathlib
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -94,13 +95,17 @@ def throughput(peer, topics, gib):
     return 2 * count * RECORD_BYTES / slowest_ms / 1e3
 
 
-def rpc_sent(peer):
-    """Isobar's own count of what its nodes sent each other, by channel."""
+def own_counts(peer):
+    """Isobar's own counts, of all nodes: bytes sent to each other by channel, and reads of the WAL by where they were answered from."""
     found = {}
-    for node in peer.cluster.nodes:
-        text = urllib.request.urlopen(f"http://{node.admin}/metrics", timeout=10).read().decode()
-        for channel, value in re.findall(r'^isobar_rpc_sent_bytes_total\{channel="(\w+)"\} (\S+)', text, re.MULTILINE):
-            found[channel] = found.get(channel, 0) + float(value)
+    if peer.kind == "isobar":
+        for node in peer.cluster.nodes:
+            text = urllib.request.urlopen(f"http://{node.admin}/metrics", timeout=10).read().decode()
+            for name, value in re.findall(
+                    r'^isobar_(rpc_sent_bytes_total\{channel="\w+"|wal_quorum_reads_total\{from="\w+")\} (\S+)', text, re.MULTILINE):
+                label = name.split('"')[1]
+                key = ("rpc" if name.startswith("rpc") else "reads", label)
+                found[key] = found.get(key, 0) + float(value)
     return found
 
 
@@ -109,13 +114,13 @@ def crossing(peer, topics, rate, seconds):
     topic = topics.new()
     consumers = []
     for zone in NODES:
-        command = [GENERATOR, "-G", f"crossing-{zone}", "-t", topic, "-b", bootstrap(peer, zone), "-q", "-X",
+        command = [GENERATOR, "-G", f"crossing-{zone}", "-t", topic, "-b", bootstrap(peer, zone), "-X",
                    "auto.offset.reset=earliest"]
         for pair in peer.client(zone):
             command += ["-X", pair]
         consumers.append(in_zone(peer, zone, command))
     time.sleep(5)
-    counted, rpc = Crossing(peer), rpc_sent(peer) if peer.kind == "isobar" else {}
+    counted, before = Crossing(peer), own_counts(peer)
     producers = []
     for zone in NODES:
         pairs = [pair for pair in peer.client(zone) if pair.startswith("client.id")]
@@ -124,12 +129,12 @@ def crossing(peer, topics, rate, seconds):
         producers.append(in_zone(peer, zone, command))
     sent = sum(json.loads(output(producer, seconds + 100).splitlines()[-1])["sent"] for producer in producers)
     time.sleep(3)
-    found = {"by": counted.bytes(), "produced_bytes": sent * RECORD_BYTES, "rpc": {}}
-    if rpc:
-        found["rpc"] = {channel: value - rpc.get(channel, 0) for channel, value in rpc_sent(peer).items()}
+    found = {"by": counted.bytes(), "produced_bytes": sent * RECORD_BYTES, "rpc": {}, "reads": {}}
+    for (what, label), value in own_counts(peer).items():
+        found[what][label] = value - before.get((what, label), 0)
     read = 0
     for consumer in consumers:
-        consumer.terminate()
+        consumer.send_signal(signal.SIGINT)
         out, _ = consumer.communicate(timeout=30)
         counts = re.findall(r"(\d+) messages \(", out)
         read += int(counts[-1]) if counts else 0
@@ -308,6 +313,9 @@ def report(options, results):
             rows.append([name, what, f"{count / found['produced_bytes']:.3f}"])
         rows.append([name, "**all**", f"**{sum(found['by'].values()) / found['produced_bytes']:.3f}**"])
         rows.append([name, "records read, for each one sent", f"{found['read_records'] / found['sent_records']:.2f}"])
+        reads = sum(found["reads"].values())
+        for where, count in sorted(found["reads"].items()):
+            rows.append([name, f"reads of the WAL answered from: {where}", f"{count / reads:.1%}"])
     lines += table(["cluster", "what", "bytes a byte"], rows)
     lines += ["## What clients feel", "",
               "An idempotent librdkafka producer with defaults (500 records a second over twelve partitions), a consumer at the log's end,"

@@ -13,7 +13,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1] / "chaos"), str(HERE.parent / "lib")]
@@ -114,9 +116,17 @@ class Members:
     def bootstrap(self):
         return ",".join(node.kafka for node in self.brokers())
 
-    def create_topic(self):
+    def create_topic(self, partitions=PARTITIONS):
         admin = AdminClient({"bootstrap.servers": self.bootstrap()})
-        admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(30)
+        admin.create_topics([NewTopic(TOPIC, partitions, 1)])[TOPIC].result(30)
+
+    @staticmethod
+    def metric(node, name):
+        """A counter of the node; 0 while it does not answer."""
+        with contextlib.suppress(OSError):
+            text = urllib.request.urlopen(f"http://{node.admin}/metrics", timeout=5).read().decode()
+            return sum(float(line.split()[-1]) for line in text.splitlines() if line.split(" ")[0] == name)
+        return 0
 
     def send(self, count=400):
         """Every one is acknowledged."""
@@ -277,6 +287,55 @@ def a_node_is_drained_and_removed():
         assert 4 not in m.standing(nodes[0])[1], "a removed node is back"
         four.kill()
         m.check()
+
+
+@case
+def a_broker_that_joins_takes_its_share_from_running_clients():
+    with members() as m:
+        nodes = [m.node(n, zone="zone-1" if n == 1 else "zone-2") for n in (1, 2, 3)]
+        m.begin(*nodes)
+        m.create_topic(partitions=24)
+        client = {"bootstrap.servers": m.bootstrap(), "client.id": "members,zone=zone-1"}
+        failed, ended = [], threading.Event()
+
+        def write():
+            producer = Producer(client | {"enable.idempotence": True})
+            while not ended.is_set():
+                for partition in range(24):
+                    producer.produce(TOPIC, b"v", partition=partition, on_delivery=lambda error, _: error and failed.append(error))
+                producer.poll(0.02)
+            failed.extend(["unanswered"] * producer.flush(30))
+
+        def read():
+            consumer = Consumer(client | {"group.id": "share", "auto.offset.reset": "earliest"})
+            consumer.subscribe([TOPIC])
+            while not ended.is_set():
+                message = consumer.poll(0.1)
+                if message is not None and message.error() is not None:
+                    failed.append(message.error())
+            consumer.close()
+
+        clients = [threading.Thread(target=work) for work in (write, read)]
+        for thread in clients:
+            thread.start()
+        try:
+            time.sleep(3)
+            four = m.node(4, "broker", zone="zone-1")
+            m.join(four)
+            began = time.monotonic()
+            m.until("the new broker to serve", lambda: m.metric(four, "isobar_broker_records_in_total") > 0)
+            m.until("the new broker to be read from", lambda: m.metric(four, "isobar_broker_record_out_bytes_total") > 0)
+            print(f"its share after {time.monotonic() - began:.1f} s", flush=True)
+            # It has its share, not all.
+            before = {node.id: m.metric(node, "isobar_broker_records_in_total") for node in (nodes[0], four)}
+            time.sleep(2)
+            after = {node.id: m.metric(node, "isobar_broker_records_in_total") for node in (nodes[0], four)}
+        finally:
+            ended.set()
+            for thread in clients:
+                thread.join()
+        equal(failed, [], "errors of clients")
+        assert all(after[n] > before[n] for n in before), f"one of the two in the zone has no part: {before}, {after}"
 
 
 @case

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use isobar_host::{BufferPool, Host, Spawner};
+use isobar_host::{BufferPool, Host, Spawner, watch};
 use isobar_metadata::command::MAX_CHUNK_BATCHES;
 use isobar_metadata::{Durability, LaneId, PartitionKey, StreamId};
 use isobar_protocol::error::ErrorCode;
@@ -231,6 +231,8 @@ pub(crate) struct LaneTarget {
     /// Where further ones may be opened.
     pub(crate) ensembles: Arc<dyn Ensembles>,
     pub(crate) quorum: Quorum,
+    /// Told why this broker's life is over.
+    pub(crate) over: watch::Sender<Option<String>>,
 }
 
 /// This broker's lanes: one for each durability class.

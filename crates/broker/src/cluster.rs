@@ -25,6 +25,9 @@ const NO_OPERATIONS: i32 = i32::MIN;
 /// First Metadata version whose request says whether topics may be created.
 const ALLOW_CREATE_VERSION: i16 = 4;
 
+/// How long a broker that died stays in the list of brokers.
+const JUST_GONE_MS: i64 = 5_000;
+
 /// First Metadata version that can answer without a name, and so the first to ask by id.
 const BY_ID_VERSION: i16 = 12;
 
@@ -45,6 +48,7 @@ pub(crate) async fn metadata(
     header: &RequestHeader,
     request: MetadataRequest,
 ) -> MetadataResponse {
+    broker.doubts.settled(&broker.image).await;
     let zone = zone_of(broker, header.client_id.as_deref());
     let all = request.topics.is_none()
         || (header.version == 0 && request.topics.as_ref().is_some_and(Vec::is_empty));
@@ -58,7 +62,7 @@ pub(crate) async fn metadata(
         named(broker, request.topics.unwrap_or_default(), zone, may_create).await
     };
     let (brokers, cluster_id) = broker.image.with(|image| {
-        let brokers = image.brokers().into_iter().map(|session| {
+        let brokers = image.brokers().into_iter().chain(just_gone(image)).map(|session| {
             MetadataResponseBroker::default()
                 .with_node_id(BrokerId(session.node_id))
                 .with_host(StrBytes::from_string(session.host.clone()))
@@ -73,6 +77,19 @@ pub(crate) async fn metadata(
         .with_controller_id(BrokerId(broker.options.node_id))
         .with_topics(topics)
         .with_cluster_authorized_operations(NO_OPERATIONS)
+}
+
+/// Brokers that died a moment ago and have no successor. They lead nothing, but librdkafka (2.12) takes the partitions of a broker that
+/// is missing from the list away from the new leader that the same answer names, until its timer asks again.
+fn just_gone(image: &Image) -> impl Iterator<Item = &Arc<SessionRecord>> {
+    let mut gone: BTreeMap<i32, &Arc<SessionRecord>> = BTreeMap::new();
+    for session in image.sessions() {
+        let is_recent = session.is_fenced() && image.time_ms() - session.fenced_ms < JUST_GONE_MS;
+        if is_recent && image.broker(session.node_id).is_none() {
+            gone.insert(session.node_id, session);
+        }
+    }
+    gone.into_values()
 }
 
 /// Versions 10 and 11 have the field, but Kafka refuses to use it there.
@@ -189,7 +206,7 @@ pub(crate) fn describe(broker: &Broker, request: &DescribeClusterRequest) -> Des
             .with_error_message(Some(StrBytes::from_static_str(error.message())));
     }
     broker.image.with(|image| {
-        let brokers = image.brokers().into_iter().map(|session| {
+        let brokers = image.brokers().into_iter().chain(just_gone(image)).map(|session| {
             DescribeClusterBroker::default()
                 .with_broker_id(BrokerId(session.node_id))
                 .with_host(StrBytes::from_string(session.host.clone()))

@@ -30,6 +30,7 @@ use crate::Broker;
 use crate::budget::Permit;
 use crate::dispatch;
 use crate::produce;
+use crate::steering::Steering;
 
 /// Requests of one connection that are read but not answered yet.
 const MAX_QUEUED_REQUESTS: usize = 128;
@@ -41,10 +42,12 @@ const LARGE_FRAME_BYTES: usize = 64 << 10;
 const WRITE_STALL: Duration = Duration::from_secs(120);
 
 /// What handlers may know of the connection a request came by.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Client {
     /// The peer's address.
     pub(crate) peer: SocketAddr,
+    /// Where it was sent.
+    pub(crate) steering: Steering,
 }
 
 /// What a handler gives back.

@@ -17,7 +17,7 @@ pub(crate) async fn handle(broker: &Arc<Broker>, client: &Client, request: Reque
     let Request { header, body } = request;
     match body {
         Body::Produce(_) => Answer::Close,
-        Body::Fetch(body) => fetch::handle(broker, &header, body).await,
+        Body::Fetch(body) => fetch::handle(broker, client, &header, body).await,
         Body::ApiVersions(body) => api_versions(&header, &body),
         Body::UnsupportedApiVersions => api_versions(&header, &ApiVersionsRequest::default()),
         Body::Metadata(body) => Answer::of(&header, &cluster::metadata(broker, &header, body).await),

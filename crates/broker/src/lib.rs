@@ -11,11 +11,14 @@
 mod accumulator;
 mod budget;
 mod cluster;
+#[cfg(test)]
+mod cluster_tests;
 mod commits;
 mod configs;
 mod connection;
 mod delete_records;
 mod dispatch;
+mod doubt;
 mod fetch;
 mod group;
 #[cfg(test)]
@@ -30,6 +33,7 @@ mod rewrite;
 mod sequencing;
 mod session;
 mod sink;
+mod steering;
 mod topics;
 mod upkeep;
 
@@ -51,6 +55,7 @@ use isobar_raft::{EffectStream, ProposeError, Quorum};
 use isobar_store::{ChunkStore, ChunkStoreParts, Class, IndexReader, ObjectReader, ProposeFailed, Proposer};
 use isobar_wal::Wal;
 
+pub use doubt::Doubts;
 pub use live::LiveImage;
 pub use metrics::Metrics;
 pub use options::Options;
@@ -64,6 +69,8 @@ const POOL_KEPT_BYTES: usize = 32 << 20;
 /// How often a starting broker looks for WAL replicas. What fails again and again is told every so many times.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const SAY_EVERY: u32 = 50;
+const FENCED: &str =
+    "this broker's session was fenced: it was not heard of in time, or another process of its name has come";
 /// How long a stopping broker waits for its connections to be answered.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -115,6 +122,8 @@ pub struct Parts {
     pub home_store: StoreId,
     /// The broker's metrics, registered by the caller.
     pub metrics: Arc<Metrics>,
+    /// Told which nodes are heard.
+    pub doubts: Arc<Doubts>,
     /// Told how many batch bytes each effect batch appended, once the image shows them.
     pub on_appended: Arc<dyn Fn(u64) + Send + Sync>,
     /// Told of the broker's session once it is registered: from then on it must be kept alive.
@@ -137,6 +146,7 @@ pub(crate) struct Broker {
     pub(crate) budget: budget::Budget,
     pub(crate) fetch_sessions: fetch::session::Sessions,
     pub(crate) groups: group::Groups,
+    pub(crate) doubts: Arc<Doubts>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) draining: watch::Receiver<bool>,
 }
@@ -211,8 +221,9 @@ impl RunningBroker {
             on_appended: parts.on_appended.clone(),
         };
         let following = following.run(effects);
+        let tell = tell_over.clone();
         let following = host.spawn("broker.follow", async move {
-            tell_over.send_replace(Some(following.await));
+            tell.send_replace(Some(following.await));
         });
         // Who cannot write must not be among the brokers: clients would be sent to it.
         tokio::select! {
@@ -224,7 +235,7 @@ impl RunningBroker {
         let session = Arc::new(Session::register(&parts.quorum, registration).await?);
         let _ = known.set(session.id());
         (parts.on_registered)(session.id());
-        let lanes = open_lanes(host, &options, &parts, &session).await?;
+        let lanes = open_lanes(host, &options, &parts, &session, tell_over).await?;
         let (drain, draining) = watch::channel(false);
         let broker = Arc::new(Broker {
             host: host.clone(),
@@ -239,6 +250,7 @@ impl RunningBroker {
             budget: budget::Budget::new(options.queued_max_request_bytes),
             fetch_sessions: fetch::session::Sessions::new(options.fetch_session_slots),
             groups: group::Groups::new(&options),
+            doubts: parts.doubts,
             metrics: parts.metrics,
             draining,
             options,
@@ -371,6 +383,7 @@ async fn open_lanes(
     options: &Options,
     parts: &Parts,
     session: &Arc<Session>,
+    over: watch::Sender<Option<String>>,
 ) -> Result<accumulator::Lanes, BrokerError> {
     let pool = BufferPool::new(POOL_KEPT_BYTES);
     let open = |lane, sink, stream, limits| {
@@ -381,6 +394,7 @@ async fn open_lanes(
             stream,
             ensembles: Arc::clone(&parts.ensembles),
             quorum: parts.quorum.clone(),
+            over: over.clone(),
         };
         accumulator::Lane::new(host.clone(), target, pool.clone(), Arc::clone(&parts.metrics), limits)
     };
@@ -501,9 +515,7 @@ impl Following {
                     self.wal.follow(&batch);
                     (self.on_appended)(appended_bytes(&batch));
                     if self.session.get().is_some_and(|session| ends(&batch, *session)) {
-                        return "this broker's session was fenced: it was not heard of in time, or another process of its \
-                                name has come"
-                            .to_owned();
+                        return FENCED.to_owned();
                     }
                 }
                 Ok(None) => return "the metadata node has stopped".to_owned(),
@@ -543,7 +555,7 @@ fn accept(broker: Arc<Broker>, listener: Listener) -> Task {
                         continue;
                     }
                     broker.metrics.connections.inc();
-                    let client = connection::Client { peer };
+                    let client = connection::Client { peer, steering: steering::Steering::default() };
                     spawner.spawn("broker.connection", connection::serve(Arc::clone(&broker), conn, client));
                 }
                 Err(error) => {

@@ -44,6 +44,7 @@ pub struct Metrics {
     pub(crate) records_in: Counter,
     pub(crate) record_bytes_out: Counter,
     pub(crate) batches_refused: Counter,
+    pub(crate) steered: Counter,
     pub(crate) lane_bytes: Gauge<i64>,
     pub(crate) request_bytes_held: Gauge<i64>,
     pub(crate) fetches_waiting: Gauge,
@@ -69,6 +70,7 @@ impl Default for Metrics {
             records_in: Counter::default(),
             record_bytes_out: Counter::default(),
             batches_refused: Counter::default(),
+            steered: Counter::default(),
             lane_bytes: Gauge::default(),
             request_bytes_held: Gauge::default(),
             fetches_waiting: Gauge::default(),
@@ -121,6 +123,7 @@ impl Metrics {
             self.record_bytes_out.clone(),
         );
         r.register("batches_refused", "Batches answered with an error", self.batches_refused.clone());
+        r.register("steered", "Clients sent to the leader in their zone, by partition", self.steered.clone());
         r.register_with_unit(
             "lane_queued",
             "Bytes between their receipt and their acknowledgement",

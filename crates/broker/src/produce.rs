@@ -11,8 +11,10 @@ use bytes::Bytes;
 use isobar_metadata::{PartitionKey, Topic};
 use isobar_protocol::batch::BatchHeader;
 use isobar_protocol::error::ErrorCode;
-use isobar_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
-use isobar_protocol::messages::{ProduceResponse, TopicName};
+use isobar_protocol::messages::produce_response::{
+    LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
+};
+use isobar_protocol::messages::{BrokerId, ProduceResponse, TopicName};
 use isobar_protocol::produce::ProduceRequest;
 use isobar_protocol::request::RequestHeader;
 use isobar_protocol::{StrBytes, TopicRef};
@@ -21,11 +23,15 @@ use tokio::time::Instant;
 
 use crate::Broker;
 use crate::accumulator::{Checked, Outcome, Waiting};
+use crate::cluster::zone_of;
 use crate::connection::{Answer, Client};
 use crate::rewrite;
+use crate::steering::Leader;
 
 /// What `acks` may be.
 const ACKS: [i16; 3] = [-1, 0, 1];
+/// First version that can say who leads (KIP-951).
+const CURRENT_LEADER_VERSION: i16 = 10;
 
 /// A Produce whose batches are on their way.
 pub(crate) struct InFlight {
@@ -38,6 +44,8 @@ pub(crate) struct InFlight {
     waiting: Arc<Waiting>,
     /// Some partition was refused before it reached the lane.
     refused: bool,
+    /// By place in the request: who leads a partition that was not taken for that.
+    leaders: BTreeMap<usize, Leader>,
 }
 
 /// Checks and appends. What `body` borrows of the frame is given up before this returns.
@@ -53,6 +61,7 @@ pub(crate) async fn start(
     let mut refused: Vec<(usize, Outcome)> = Vec::new();
     let mut checked: Vec<Checked> = Vec::with_capacity(body.partition_count());
     let now_ms = broker.host.now_ms();
+    let mut leaders = BTreeMap::new();
     for (index, partition) in body.partitions().enumerate() {
         let topic = match known_request_error(&body) {
             Some(error) => Err(error),
@@ -64,6 +73,13 @@ pub(crate) async fn start(
         let batch = batch.and_then(|batch| {
             let most = broker.lanes.of(batch.durability).max_batch_bytes();
             if batch.bytes.len() <= most { Ok(batch) } else { Err(larger_than_segment()) }
+        });
+        let batch = batch.and_then(|batch| match steered(broker, client, &header, body.acks, batch.key) {
+            None => Ok(batch),
+            Some(leader) => {
+                leaders.insert(index, leader);
+                Err(Outcome::refused(ErrorCode::NotLeaderOrFollower, None))
+            }
         });
         match batch {
             Ok(batch) => checked.push(batch),
@@ -81,7 +97,25 @@ pub(crate) async fn start(
     for (index, outcome) in refused {
         waiting.set(index, outcome);
     }
-    InFlight { header, received, acks: body.acks, partitions, waiting, refused: any_refused }
+    InFlight { header, received, acks: body.acks, partitions, waiting, refused: any_refused, leaders }
+}
+
+/// Who leads the partition for this client, if it is to go there ([`crate::steering`]).
+fn steered(
+    broker: &Broker,
+    client: &Client,
+    header: &RequestHeader,
+    acks: i16,
+    key: PartitionKey,
+) -> Option<Leader> {
+    if acks == 0 {
+        return None;
+    }
+    let zone = zone_of(broker, header.client_id.as_deref());
+    let (me, now) = (broker.options.node_id, Instant::now());
+    let leader = broker.image.with(|image| client.steering.away(image, me, key, zone, now))?;
+    broker.metrics.steered.inc();
+    Some(leader)
 }
 
 async fn append(
@@ -224,18 +258,38 @@ impl InFlight {
         let outcomes = self.waiting.outcomes().await;
         let mut topics: Vec<TopicProduceResponse> = Vec::new();
         let mut last_ordinal = usize::MAX;
-        for ((topic, ordinal, index), outcome) in self.partitions.iter().zip(outcomes) {
+        let says_leaders = self.header.version >= CURRENT_LEADER_VERSION;
+        for (place, ((topic, ordinal, index), outcome)) in self.partitions.iter().zip(outcomes).enumerate() {
             if *ordinal != last_ordinal {
                 last_ordinal = *ordinal;
                 topics.push(response_topic(topic));
             }
             if let Some(answer) = topics.last_mut() {
-                answer.partition_responses.push(response_partition(*index, outcome));
+                let mut partition = response_partition(*index, outcome);
+                if let Some(leader) = self.leaders.get(&place).filter(|_| says_leaders) {
+                    partition.current_leader = LeaderIdAndEpoch::default()
+                        .with_leader_id(BrokerId(leader.node_id))
+                        .with_leader_epoch(leader.leader_epoch);
+                }
+                answer.partition_responses.push(partition);
             }
         }
-        let body = ProduceResponse::default().with_responses(topics);
+        let mut body = ProduceResponse::default().with_responses(topics);
+        if says_leaders {
+            let nodes: BTreeMap<i32, &Leader> =
+                self.leaders.values().map(|leader| (leader.node_id, leader)).collect();
+            body.node_endpoints = nodes.into_values().map(endpoint).collect();
+        }
         Answer::of(&self.header, &body)
     }
+}
+
+fn endpoint(leader: &Leader) -> NodeEndpoint {
+    NodeEndpoint::default()
+        .with_node_id(BrokerId(leader.node_id))
+        .with_host(StrBytes::from_string(leader.host.clone()))
+        .with_port(leader.port)
+        .with_rack((!leader.rack.is_empty()).then(|| StrBytes::from_string(leader.rack.clone())))
 }
 
 fn response_topic(topic: &TopicRef) -> TopicProduceResponse {

@@ -30,10 +30,10 @@ use isobar_wal::Chunk;
 use parking_lot::MutexGuard;
 use tokio::time::Instant;
 
-use crate::SAY_EVERY;
 use crate::accumulator::{ClassEpochs, Lane, Outcome, SealedChunk, Slot, State};
 use crate::commits::Answer;
 use crate::sink::{Durable, Refusal, Sink};
+use crate::{FENCED, SAY_EVERY};
 
 /// Pause before proposals without a result go again.
 const RETRY: Duration = Duration::from_millis(20);
@@ -58,6 +58,8 @@ impl Line {
 enum Verdict {
     Sequenced(ChunkResult),
     Open(Answer),
+    /// The session is over, and with it this life of the broker: it starts anew by itself.
+    Fenced,
     Over(String),
 }
 
@@ -294,6 +296,12 @@ impl Lane {
         let answer = match &verdict {
             Verdict::Sequenced(_) => Answer::Settled,
             Verdict::Open(answer) => *answer,
+            Verdict::Fenced => {
+                tracing::warn!(number, "the commit of a chunk was fenced: this lane stops");
+                // Before anybody can find the lane stopped and take the broker for ill.
+                self.target.over.send_replace(Some(FENCED.to_owned()));
+                return self.stop(state);
+            }
             Verdict::Over(why) => {
                 tracing::error!(why, number, "the commit of a chunk failed: this lane stops");
                 return self.stop(state);
@@ -353,6 +361,7 @@ fn verdict(answer: Result<CommandResult, ProposeError>) -> Verdict {
         Ok(CommandResult::Refused(refused)) => match RefusalKind::try_from(refused.kind) {
             Ok(RefusalKind::Gap | RefusalKind::TooManyUnanswered) => Verdict::Open(Answer::Again),
             Ok(RefusalKind::StreamClosed) => Verdict::Open(Answer::Elsewhere),
+            Ok(RefusalKind::Fenced | RefusalKind::UnknownSession) => Verdict::Fenced,
             _ => Verdict::Over(format!("{refused:?}")),
         },
         Err(ProposeError::NotLeader { .. } | ProposeError::Unknown { .. } | ProposeError::Busy { .. }) => {

@@ -392,7 +392,10 @@ impl Consumer {
             tracing::warn!(%at, fetch_offset, offset, "log was truncated");
             return Ok(None);
         }
-        assigned.preferred = Some(answer.preferred_read_replica.0).filter(|id| *id >= 0);
+        // The preferred replica itself names none.
+        if answer.preferred_read_replica.0 >= 0 {
+            assigned.preferred = Some(answer.preferred_read_replica.0);
+        }
         let (batches, last) = whole_batches(at, answer.records.unwrap_or_default(), fetch_offset)?;
         let Some(last) = last else { return Ok(None) };
         (assigned.position, assigned.last_epoch) = (Some(last.next_offset()), last.leader_epoch);

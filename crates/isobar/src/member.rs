@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use isobar_broker::{Ensembles, LiveImage};
+use isobar_broker::{Doubts, Ensembles, LiveImage};
 use isobar_host::{Host, Task, watch};
 use isobar_metadata::record::DirectoryState;
 use isobar_metadata::{ClusterFormat, DirectoryId, EffectKind, Image, SessionId, StreamId};
@@ -366,6 +366,8 @@ pub(crate) struct Member {
     heartbeats: Heartbeats,
     listening: Task,
     following: Option<Task>,
+    hearing: Task,
+    doubts: Arc<Doubts>,
     beating: Arc<Mutex<Option<Task>>>,
     tell_over: watch::Sender<Option<String>>,
 }
@@ -397,9 +399,16 @@ impl Member {
         let wal = QuorumWal::new(host, Arc::new(nodes), QuorumOptions::default(), metrics);
         wal.reconcile(&image.snapshot());
         let ensembles = Chooser { wal: wal.clone(), image, asker };
-        let beating = Arc::default();
-        let member = Self { rpc, membership, heartbeats, listening, following, beating, tell_over };
+        let (beating, doubts) = (Arc::default(), Arc::default());
+        let hearing = hear(host, &rpc, &doubts);
+        let member =
+            Self { rpc, membership, heartbeats, listening, following, hearing, doubts, beating, tell_over };
         (member, Writing { wal: Arc::new(wal), ensembles: Arc::new(ensembles) })
+    }
+
+    /// Told which nodes are heard.
+    pub(crate) fn doubts(&self) -> Arc<Doubts> {
+        Arc::clone(&self.doubts)
     }
 
     /// What changes who is a member.
@@ -438,8 +447,26 @@ impl Member {
             following.abort();
         }
         self.listening.abort();
+        self.hearing.abort();
         self.rpc.stop().await;
     }
+}
+
+/// Tells of nodes whose last connection to this one has ended, and of those that come.
+fn hear(host: &Host, rpc: &Rpc, doubts: &Arc<Doubts>) -> Task {
+    let (mut inbound, doubts) = (rpc.inbound(), Arc::clone(doubts));
+    host.spawn("node.hear", async move {
+        let mut heard = BTreeSet::new();
+        loop {
+            let now: BTreeSet<i32> = inbound.borrow_and_update().iter().map(|(node, _)| *node).collect();
+            heard.difference(&now).for_each(|node| doubts.lost(*node));
+            now.difference(&heard).for_each(|node| doubts.heard(*node));
+            heard = now;
+            if inbound.changed().await.is_err() {
+                return;
+            }
+        }
+    })
 }
 
 /// Lets the node's replica follow metadata, whatever its broker does.

@@ -312,6 +312,7 @@ impl Node {
                     bucket,
                     store_metrics: store_metrics.clone(),
                     guard,
+                    doubts: member.as_ref().map(Member::doubts).unwrap_or_default(),
                     on_registered: member
                         .as_ref()
                         .map_or_else(|| Box::new(|_| ()) as _, |member| member.keeper(host)),

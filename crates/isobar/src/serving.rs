@@ -8,7 +8,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use isobar_broker::{Ensembles, LiveImage, Metrics, Parts, RunningBroker};
+use isobar_broker::{Doubts, Ensembles, LiveImage, Metrics, Parts, RunningBroker};
 use isobar_host::Host;
 use isobar_metadata::{DirectoryId, SessionId};
 use isobar_raft::{EffectStream, Quorum};
@@ -44,6 +44,7 @@ pub(crate) struct ServingParts {
     pub(crate) bucket: Bucket,
     pub(crate) store_metrics: StoreMetrics,
     pub(crate) guard: ClaimGuard,
+    pub(crate) doubts: Arc<Doubts>,
     pub(crate) on_registered: Box<dyn Fn(SessionId) + Send + Sync>,
 }
 
@@ -85,6 +86,7 @@ impl Serving {
             objects,
             home_store: STORE,
             metrics,
+            doubts: parts.doubts,
             on_appended: Arc::new(move |bytes| {
                 if let Some(uploader) = nudged.get() {
                     uploader.nudge(bytes);

@@ -184,10 +184,12 @@ impl ClaimGuard {
             }
             if claim.owner != hex(inner.owner) {
                 return Err(self.lost(format!(
-                    "{} in the store {} is held by another metadata directory: two copies of cluster {} must not run. \
-                     Stop the other one, or remove this directory",
+                    "{} in the store {} is held by another metadata directory ({}; this node's node.json says {}): two copies of \
+                     cluster {} must not run. Stop the other one, or remove this directory",
                     key(inner.incarnation),
                     inner.bucket.name(),
+                    claim.owner,
+                    hex(inner.owner),
                     inner.cluster_id
                 )));
             }

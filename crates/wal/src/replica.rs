@@ -6,8 +6,9 @@
 //! Invariants
 //! 1. An append is answered `Ok` only after the journal has written and synced its frame.
 //! 2. A stream is kept without a gap, and its appends are answered in order, because the journal answers in order of its calls.
-//! 3. A read returns the batches asked for, all of them, or an error. From memory they are what was appended; from disk
-//!    the journal has checked the frame's CRC and every batch's own.
+//! 3. A read returns the batches asked for, all of them, or an error. From memory they are what was appended, or is being
+//!    appended: a chunk that a commit names is the same on every replica, durable here yet or not. From disk the journal has
+//!    checked the frame's CRC and every batch's own.
 //! 4. A chunk is dropped only on metadata's word ([`crate::index`]), and a segment is recycled only when it holds none.
 //! 5. What the disk holds stays below `max_disk_bytes`: beyond it appends are refused and reads go on.
 //! 6. Memory for recent chunks stays below `max_memory_bytes`, those not yet durable not counted: whoever appends
@@ -372,7 +373,10 @@ impl Shared {
     async fn chunk(&self, id: ChunkId) -> Result<Chunk, WalError> {
         let place = {
             let mut state = self.state.lock();
-            if let Some(chunk) = state.tail.get(id) {
+            // Who asks has it from a commit, so others have made it durable: were it not given here, it would be fetched from another
+            // zone for being the slowest replica's by a moment.
+            let under_way = || state.under_way.get(&id).map(|(chunk, _)| chunk.clone());
+            if let Some(chunk) = under_way().or_else(|| state.tail.get(id)) {
                 self.metrics.read_from("memory");
                 return Ok(chunk);
             }

@@ -129,6 +129,22 @@ fn reads_from_disk_what_memory_does_not_hold() {
 }
 
 #[test]
+fn a_chunk_that_others_made_durable_is_read_before_it_is_durable_here() {
+    on_node(&Arc::new(SimDisk::new(4)), 4, None, |host| async move {
+        let replica = open(&host, ReplicaOptions { max_memory_bytes: 0, ..options() }).await;
+        replica.reconcile(&empty_image());
+        let one = batch(1, 3000);
+        let answer = Arc::new(Mutex::new(None));
+        let note = Arc::clone(&answer);
+        let done = Box::new(move |result| *note.lock() = Some(result));
+        replica.append(chunk(STREAM, 0, &[(key(1, 0), one.clone())]), done);
+        assert_eq!(replica.read(STREAM, 0, 0..1).await.unwrap(), vec![one]);
+        assert_eq!(*answer.lock(), None, "it was durable already: this shows nothing");
+        assert_eq!(replica.read(STREAM, 1, 0..1).await, Err(WalError::NotFound));
+    });
+}
+
+#[test]
 fn keeps_its_incarnation_and_never_formats_unasked() {
     let disk = Arc::new(SimDisk::new(3));
     on_node(&disk, 3, None, |host| async move {

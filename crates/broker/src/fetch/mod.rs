@@ -9,28 +9,36 @@
 pub(crate) mod read;
 pub(crate) mod session;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_metadata::ids::incarnation_of_leader_epoch;
-use isobar_metadata::{PartitionKey, PartitionView, TopicId};
+use isobar_metadata::{Image, PartitionKey, PartitionView, TopicId};
 use isobar_protocol::TopicRef;
 use isobar_protocol::error::ErrorCode;
-use isobar_protocol::fetch::{EpochEndOffset, FetchPartition, FetchResponse, FetchTopic, RecordSet};
+use isobar_protocol::fetch::{
+    EpochEndOffset, FetchPartition, FetchResponse, FetchTopic, LeaderIdAndEpoch, NodeEndpoint, RecordSet,
+};
 use isobar_protocol::messages::FetchRequest;
 use isobar_protocol::request::RequestHeader;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::Broker;
-use crate::connection::Answer;
+use crate::cluster::zone_of;
+use crate::connection::{Answer, Client};
+use crate::steering::{Leader, Steering};
 use session::{Asked, Context, Terms};
 
+/// First version that can name a preferred replica.
+const PREFERRED_VERSION: i16 = 11;
 /// First version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
 
 /// What one request wants of every partition.
-struct Wants {
+struct Wants<'a> {
+    reader: Reader<'a>,
     read_committed: bool,
     min_bytes: usize,
     max_bytes: usize,
@@ -41,11 +49,21 @@ struct Wants {
 enum Look {
     Refused(ErrorCode),
     Diverged(Arc<PartitionView>, EpochEndOffset),
+    /// Led by another broker.
+    Led(Leader),
+    /// To be read from this broker, which is in the reader's zone.
+    Nearer(Arc<PartitionView>, i32),
     Ready(Arc<PartitionView>),
 }
 
-pub(crate) async fn handle(broker: &Arc<Broker>, header: &RequestHeader, request: FetchRequest) -> Answer {
+pub(crate) async fn handle(
+    broker: &Arc<Broker>,
+    client: &Client,
+    header: &RequestHeader,
+    request: FetchRequest,
+) -> Answer {
     let wants = Wants {
+        reader: Reader::new(broker, client, header, &request),
         read_committed: request.isolation_level == 1,
         min_bytes: usize::try_from(request.min_bytes).unwrap_or(0),
         max_bytes: usize::try_from(request.max_bytes).unwrap_or(0).min(broker.options.fetch_max_bytes),
@@ -63,6 +81,55 @@ pub(crate) async fn handle(broker: &Arc<Broker>, header: &RequestHeader, request
             tracing::error!(%error, "a Fetch response cannot be encoded");
             Answer::Close
         }
+    }
+}
+
+/// Where the asker is, and what it was told.
+struct Reader<'a> {
+    steering: &'a Steering,
+    /// That Metadata goes by.
+    zone: String,
+    /// Its own (KIP-392), if that is another one with a broker.
+    rack: Option<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(broker: &Broker, client: &'a Client, header: &RequestHeader, request: &FetchRequest) -> Self {
+        let zone = zone_of(broker, header.client_id.as_deref()).to_owned();
+        let rack = request.rack_id.as_str();
+        let has_broker = |image: &Image| image.brokers().iter().any(|session| session.zone == rack);
+        let is_other = header.version >= PREFERRED_VERSION && !rack.is_empty() && rack != zone;
+        let rack = (is_other && broker.image.with(has_broker)).then(|| rack.to_owned());
+        Self { steering: &client.steering, zone, rack }
+    }
+
+    /// A reader whose zone Metadata does not know is sent there by a preferred replica. One whom Metadata would send elsewhere is told
+    /// so: librdkafka does not go to a preferred replica that it has not heard of.
+    fn steered(&self, broker: &Broker, key: PartitionKey, view: Arc<PartitionView>) -> Look {
+        let zone = self.rack.as_ref().unwrap_or(&self.zone);
+        let (me, now) = (broker.options.node_id, Instant::now());
+        let Some(leader) = broker.image.with(|image| self.steering.away(image, me, key, zone, now)) else {
+            return Look::Ready(view);
+        };
+        broker.metrics.steered.inc();
+        if self.rack.is_some() { Look::Nearer(view, leader.node_id) } else { Look::Led(leader) }
+    }
+}
+
+fn led_by(partition: i32, leader: &Leader) -> FetchPartition {
+    let Leader { node_id, leader_epoch, .. } = *leader;
+    FetchPartition {
+        current_leader: Some(LeaderIdAndEpoch { leader_id: node_id, leader_epoch }),
+        ..FetchPartition::failed(partition, ErrorCode::NotLeaderOrFollower)
+    }
+}
+
+fn endpoint(leader: &Leader) -> NodeEndpoint {
+    NodeEndpoint {
+        node_id: leader.node_id,
+        host: leader.host.clone().into(),
+        port: leader.port,
+        rack: (!leader.rack.is_empty()).then(|| leader.rack.clone().into()),
     }
 }
 
@@ -108,12 +175,16 @@ fn split(request: &FetchRequest, version: i16) -> (Terms, Vec<Asked>) {
     (terms, asked)
 }
 
-async fn answer(broker: &Arc<Broker>, context: &Context, wants: &Wants) -> FetchResponse {
+async fn answer(broker: &Arc<Broker>, context: &Context, wants: &Wants<'_>) -> FetchResponse {
     let looks = wait(broker, &context.asked, wants).await;
     let mut response = FetchResponse { session_id: context.session_id(), ..empty() };
     let mut left = wants.max_bytes;
     let mut any = false;
+    let mut leaders: BTreeMap<i32, NodeEndpoint> = BTreeMap::new();
     for (asked, look) in context.asked.iter().zip(looks) {
+        if let Look::Led(leader) = &look {
+            leaders.entry(leader.node_id).or_insert_with(|| endpoint(leader));
+        }
         let partition = fill(broker, asked, look, wants, left, !any).await;
         let bytes = partition.records.len_bytes();
         left = left.saturating_sub(bytes);
@@ -127,11 +198,12 @@ async fn answer(broker: &Arc<Broker>, context: &Context, wants: &Wants) -> Fetch
             _ => response.topics.push(FetchTopic { topic: asked.topic.clone(), partitions: vec![partition] }),
         }
     }
+    response.node_endpoints = leaders.into_values().collect();
     response
 }
 
 /// Waits until there is something to say: `min_bytes` of records, an error, or the end of the client's patience.
-async fn wait(broker: &Arc<Broker>, asked: &[Asked], wants: &Wants) -> Vec<Look> {
+async fn wait(broker: &Arc<Broker>, asked: &[Asked], wants: &Wants<'_>) -> Vec<Look> {
     let waiter = Arc::new(Notify::new());
     let mut barrier_done = false;
     loop {
@@ -141,7 +213,7 @@ async fn wait(broker: &Arc<Broker>, asked: &[Asked], wants: &Wants) -> Vec<Look>
             broker.image.wait_for(key, &waiter);
         }
         let _waiting = Forget { broker, keys: &keys, waiter: &waiter };
-        let looks: Vec<Look> = asked.iter().map(|asked| look(broker, asked)).collect();
+        let looks: Vec<Look> = asked.iter().map(|asked| look(broker, asked, wants)).collect();
         if !barrier_done && looks.iter().any(needs_barrier) {
             barrier_done = true;
             if let Err(error) = broker.barrier().await {
@@ -156,7 +228,7 @@ async fn wait(broker: &Arc<Broker>, asked: &[Asked], wants: &Wants) -> Vec<Look>
         let woken = tokio::time::timeout_at(wants.deadline, waiter.notified()).await;
         broker.metrics.fetches_waiting.dec();
         if woken.is_err() {
-            return asked.iter().map(|asked| look(broker, asked)).collect();
+            return asked.iter().map(|asked| look(broker, asked, wants)).collect();
         }
     }
 }
@@ -198,14 +270,15 @@ fn key_of(broker: &Broker, asked: &Asked) -> Option<PartitionKey> {
     Some(PartitionKey::new(topic_id, asked.partition))
 }
 
-fn look(broker: &Broker, asked: &Asked) -> Look {
+fn look(broker: &Broker, asked: &Asked, wants: &Wants<'_>) -> Look {
     let Some(topic) = broker.image.topic(&asked.topic) else {
         return Look::Refused(match asked.topic {
             TopicRef::Name(_) => ErrorCode::UnknownTopicOrPartition,
             TopicRef::Id(_) => ErrorCode::UnknownTopicId,
         });
     };
-    let Some(view) = broker.image.view(PartitionKey::new(topic.topic_id, asked.partition)) else {
+    let key = PartitionKey::new(topic.topic_id, asked.partition);
+    let Some(view) = broker.image.view(key) else {
         return Look::Refused(ErrorCode::UnknownTopicOrPartition);
     };
     if let Some(error) = epoch_error(broker, asked.current_leader_epoch) {
@@ -217,7 +290,7 @@ fn look(broker: &Broker, asked: &Asked) -> Look {
     if asked.fetch_offset < view.log_start || asked.fetch_offset > view.high_watermark {
         return Look::Refused(ErrorCode::OffsetOutOfRange);
     }
-    Look::Ready(view)
+    wants.reader.steered(broker, key, view)
 }
 
 /// A client's idea of the leader epoch counts by its incarnation alone (DESIGN.md section 4, "Leader epoch").
@@ -244,11 +317,11 @@ fn divergence(view: &PartitionView, asked: &Asked) -> Option<EpochEndOffset> {
     diverged.then_some(EpochEndOffset { epoch, end_offset })
 }
 
-fn readable_end(view: &PartitionView, wants: &Wants) -> i64 {
+fn readable_end(view: &PartitionView, wants: &Wants<'_>) -> i64 {
     if wants.read_committed { view.last_stable_offset } else { view.high_watermark }
 }
 
-fn enough(asked: &[Asked], looks: &[Look], wants: &Wants) -> bool {
+fn enough(asked: &[Asked], looks: &[Look], wants: &Wants<'_>) -> bool {
     let mut bytes = 0;
     for (asked, look) in asked.iter().zip(looks) {
         let Look::Ready(view) = look else { return true };
@@ -274,14 +347,16 @@ async fn fill(
     broker: &Arc<Broker>,
     asked: &Asked,
     look: Look,
-    wants: &Wants,
+    wants: &Wants<'_>,
     left: usize,
     first: bool,
 ) -> FetchPartition {
-    let (view, diverging_epoch) = match look {
+    let (view, diverging_epoch, preferred) = match look {
         Look::Refused(error) => return FetchPartition::failed(asked.partition, error),
-        Look::Diverged(view, diverged) => (view, Some(diverged)),
-        Look::Ready(view) => (view, None),
+        Look::Diverged(view, diverged) => (view, Some(diverged), None),
+        Look::Led(leader) => return led_by(asked.partition, &leader),
+        Look::Nearer(view, node) => (view, None, Some(node)),
+        Look::Ready(view) => (view, None, None),
     };
     let mut answer = FetchPartition {
         index: asked.partition,
@@ -290,12 +365,12 @@ async fn fill(
         last_stable_offset: view.last_stable_offset,
         log_start_offset: view.log_start,
         aborted: wants.read_committed.then(Vec::new),
-        preferred_read_replica: -1,
+        preferred_read_replica: preferred.unwrap_or(-1),
         current_leader: None,
         diverging_epoch,
         records: RecordSet::default(),
     };
-    if answer.diverging_epoch.is_some() {
+    if answer.diverging_epoch.is_some() || preferred.is_some() {
         return answer;
     }
     let span = read::Span {

@@ -79,7 +79,7 @@ impl Driver {
         self.new_clients();
         self.calm();
         let events = self.recorder.since(began_ns);
-        let ever = judge::commits(&self.recorder.since(0));
+        let ever = judge::ever(&self.recorder.since(0));
         self.recover(complete)?;
         let again_ns = self.recorder.stamp();
         self.up()?;
@@ -189,7 +189,7 @@ impl Driver {
     ) -> Done {
         self.new_clients();
         let events = self.recorder.since(began_ns);
-        let ever = judge::commits(&self.recorder.since(0));
+        let ever = judge::ever(&self.recorder.since(0));
         self.new_machine();
         self.lenient = true;
         let name = key.rsplit('/').next().unwrap_or(key);

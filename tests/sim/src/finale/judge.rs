@@ -75,20 +75,25 @@ pub(super) struct Verdict {
     pub lacking: u64,
 }
 
-/// Everything that some client has ever asked to be committed.
-pub(super) fn commits(events: &[Event]) -> Commits {
-    Heard::of(events).commits.into_values().map(|(key, offset, _)| (key, offset)).collect()
+/// What clients have asked for at any time.
+pub(super) struct Ever {
+    /// Group and partition, offset.
+    commits: BTreeSet<((String, TopicPartition), i64)>,
+    /// As in [`Heard`].
+    sent: BTreeMap<u64, (TopicPartition, u32, u64)>,
 }
 
-/// Group and partition, offset.
-pub(super) type Commits = BTreeSet<((String, TopicPartition), i64)>;
+pub(super) fn ever(events: &[Event]) -> Ever {
+    let Heard { commits, sent, .. } = Heard::of(events);
+    Ever { commits: commits.into_values().map(|(key, offset, _)| (key, offset)).collect(), sent }
+}
 
 /// Whether `after` is one cut through what was: `before`, and what the clients heard since. `ever`: of all the time, for a cut
-/// may lie before `before`.
+/// may lie before `before`, and what nobody waits for (acks=0) may come after it.
 pub(super) fn recovered(
     before: &Survey,
     events: &[Event],
-    ever: &Commits,
+    ever: &Ever,
     after: &Survey,
     complete: bool,
 ) -> Verdict {
@@ -112,7 +117,8 @@ pub(super) fn recovered(
             if read.0 < old.end {
                 continue;
             }
-            let Some((to, sum, began_ns)) = read.1.and_then(|id| heard.sent.get(&id)) else {
+            let sent = |id| heard.sent.get(&id).or_else(|| ever.sent.get(&id));
+            let Some((to, sum, began_ns)) = read.1.and_then(sent) else {
                 wrong.push(format!("{at} offset {}: a record that nobody sent: {read:?}", read.0));
                 continue;
             };
@@ -196,21 +202,14 @@ fn dense(at: &TopicPartition, log: &Log, wrong: &mut Vec<String>) {
     }
 }
 
-fn groups(
-    before: &Survey,
-    heard: &Heard,
-    ever: &Commits,
-    after: &Survey,
-    cut: &mut Cut,
-    verdict: &mut Verdict,
-) {
+fn groups(before: &Survey, heard: &Heard, ever: &Ever, after: &Survey, cut: &mut Cut, verdict: &mut Verdict) {
     for ((group, at), offset) in &after.offsets {
         let end = after.logs.get(at).map_or(0, |log| log.end);
         if *offset > end {
             verdict.wrong.push(format!("group {group} has committed {offset} of {at}, which ends at {end}"));
         }
         let key = (group.clone(), at.clone());
-        if before.offsets.get(&key) != Some(offset) && !ever.contains(&(key, *offset)) {
+        if before.offsets.get(&key) != Some(offset) && !ever.commits.contains(&(key, *offset)) {
             verdict.wrong.push(format!("group {group} has committed {offset} of {at}, which nobody did"));
         }
     }
@@ -322,7 +321,7 @@ mod tests {
 
     fn judged(counts: &[u64], offset: i64, complete: bool) -> Vec<String> {
         let events = events(3, 9);
-        recovered(&survey(&[3, 3], 3), &events, &commits(&events), &survey(counts, offset), complete).wrong
+        recovered(&survey(&[3, 3], 3), &events, &ever(&events), &survey(counts, offset), complete).wrong
     }
 
     #[test]
@@ -336,6 +335,18 @@ mod tests {
         }
         assert_eq!(judged(&[9, 9], 9, true), Vec::<String>::new());
         assert_eq!(judged(&[9, 8], 8, true).len(), 1);
+    }
+
+    #[test]
+    fn what_was_sent_before_the_last_survey_may_come_after_it() {
+        let all = events(3, 9);
+        // Without the first record's sending and acknowledgement.
+        let since = &all[2..];
+        let verdict = |known: &[Event]| {
+            recovered(&survey(&[3, 3], 3), since, &ever(known), &survey(&[9, 9], 9), true).wrong
+        };
+        assert_eq!(verdict(&all), Vec::<String>::new());
+        assert_eq!(verdict(since).len(), 1);
     }
 
     #[test]
@@ -358,7 +369,7 @@ mod tests {
             let mut after = survey(&[9, 9], 9);
             change(after.logs.get_mut(&at(1)).unwrap());
             let events = events(3, 9);
-            let verdict = recovered(&survey(&[3, 3], 3), &events, &commits(&events), &after, false);
+            let verdict = recovered(&survey(&[3, 3], 3), &events, &ever(&events), &after, false);
             assert_ne!(verdict.wrong, Vec::<String>::new());
         }
     }

@@ -30,6 +30,7 @@ use isobar_wal::{LocalReplica, ReplicaOptions, Wal, WalMetrics};
 use parking_lot::Mutex;
 
 use crate::connection::{Answer, Client};
+use crate::steering::Steering;
 use crate::{
     Alone, Broker, Ensembles, LiveImage, Metrics, Options, Parts, RunningBroker, dispatch, register_directory,
 };
@@ -75,6 +76,7 @@ pub(crate) async fn boot_on(
         objects: ObjectReader::new(bucket, Arc::new(cache)),
         home_store: StoreId(1),
         metrics,
+        doubts: Arc::default(),
         on_appended: Arc::new(|_| {}),
         on_registered: Box::new(|_| {}),
     };
@@ -371,7 +373,7 @@ impl Kafka {
 async fn call<R: KafkaRequest>(broker: Arc<Broker>, version: i16, request: R) -> R::Response {
     let frame = encode_request(version, 7, Some("test"), &request).unwrap();
     let request = decode_request(frame.slice(4..)).unwrap();
-    let client = Client { peer: "127.0.0.1:5000".parse().unwrap() };
+    let client = Client { peer: "127.0.0.1:5000".parse().unwrap(), steering: Steering::default() };
     match dispatch::handle(&broker, &client, request).await {
         Answer::Send(segments) => decode_response::<R>(version, segments.into_bytes().slice(4..)).unwrap(),
         Answer::Nothing | Answer::Close => panic!("no answer"),
