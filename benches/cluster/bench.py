@@ -118,7 +118,9 @@ def crossing(peer, topics, rate, seconds):
                    "auto.offset.reset=earliest"]
         for pair in peer.client(zone):
             command += ["-X", pair]
-        consumers.append(in_zone(peer, zone, command))
+        # It says a lot: a pipe that nobody reads would hold it up.
+        said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        consumers.append((in_zone(peer, zone, command, stdout=said), said))
     time.sleep(5)
     counted, before = Crossing(peer), own_counts(peer)
     producers = []
@@ -133,10 +135,12 @@ def crossing(peer, topics, rate, seconds):
     for (what, label), value in own_counts(peer).items():
         found[what][label] = value - before.get((what, label), 0)
     read = 0
-    for consumer in consumers:
+    for consumer, said in consumers:
         consumer.send_signal(signal.SIGINT)
-        out, _ = consumer.communicate(timeout=30)
-        counts = re.findall(r"(\d+) messages \(", out)
+        consumer.wait(30)
+        said.seek(0)
+        counts = re.findall(r"% (\d+) messages \(", said.read())
+        said.close()
         read += int(counts[-1]) if counts else 0
     found["read_records"], found["sent_records"] = read, sent
     topics.delete(topic)

@@ -227,6 +227,6 @@ def in_zone(peer, zone, command, **more):
         die_with_parent()
         peer.net.enter(zone)
 
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            preexec_fn=prepare, **more)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | more
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True, preexec_fn=prepare, **pipes)
 

@@ -313,6 +313,22 @@ impl Frame {
         self.bytes.clone()
     }
 
+    /// The frame without its padding, for where bytes cost; [`Frame::padded_bytes`] says how long the whole is.
+    pub fn content(&self) -> Bytes {
+        self.bytes.slice(..self.header.meta_range().end)
+    }
+
+    /// How long the frame is of which these are the bytes with or without padding, which is zeroes.
+    pub fn padded_bytes(bytes: &[u8]) -> Result<usize, FrameError> {
+        let header = Header::decode(bytes, 0)?;
+        let whole = header.frame_bytes as usize;
+        if bytes.len() == whole || bytes.len() == header.meta_range().end {
+            Ok(whole)
+        } else {
+            Err(FrameError::Lengths)
+        }
+    }
+
     /// Bytes on disk and in memory, padding included.
     pub fn len(&self) -> u32 {
         self.header.frame_bytes

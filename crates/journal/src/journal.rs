@@ -113,6 +113,15 @@ impl Journal {
         read.unwrap_or(Err(JournalError::Closed))
     }
 
+    /// Reads synced frames that lie one behind the other in a segment, by their lengths, with one read of the disk. The caller
+    /// bounds them. Every CRC checked.
+    pub async fn read_run(&self, position: u64, lengths: Vec<u32>) -> Result<Vec<Frame>, JournalError> {
+        let shared = Arc::clone(&self.handle.shared);
+        let segment = shared.locate(position)?;
+        let read = self.handle.host.run_blocking(move || shared.read_run(&segment, position, &lengths)).await;
+        read.unwrap_or(Err(JournalError::Closed))
+    }
+
     /// Nothing in this sealed segment is needed any more; in any order. Its frames are not found from now on, though
     /// after a crash they may be there once more. Anything but a sealed segment is left alone.
     pub fn recycle(&self, segment: u64) {

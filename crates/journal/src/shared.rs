@@ -177,7 +177,17 @@ impl Shared {
 
     /// Reads one frame and checks all of it. The segment may be recycled meanwhile; then it is not found.
     pub(crate) fn read(&self, segment: &Segment, position: u64) -> Result<Frame, JournalError> {
-        self.read_checked(segment, position).map_err(|error| {
+        self.known(segment, position, self.read_checked(segment, position))
+    }
+
+    /// What was read, unless the segment was given back meanwhile.
+    fn known<T>(
+        &self,
+        segment: &Segment,
+        position: u64,
+        read: Result<T, JournalError>,
+    ) -> Result<T, JournalError> {
+        read.map_err(|error| {
             if self.segments.read().get(&segment.identity.base).is_none() {
                 return JournalError::NotFound { position };
             }
@@ -186,6 +196,54 @@ impl Shared {
             }
             error
         })
+    }
+
+    /// The frames that begin at `position` and are so long, one after the other, by one read of the disk.
+    pub(crate) fn read_run(
+        &self,
+        segment: &Segment,
+        position: u64,
+        lengths: &[u32],
+    ) -> Result<Vec<Frame>, JournalError> {
+        self.known(segment, position, self.read_run_checked(segment, position, lengths))
+    }
+
+    fn read_run_checked(
+        &self,
+        segment: &Segment,
+        position: u64,
+        lengths: &[u32],
+    ) -> Result<Vec<Frame>, JournalError> {
+        let offset = position - segment.identity.base;
+        let bytes = lengths.iter().map(|&len| len as usize).sum::<usize>();
+        if !offset.is_multiple_of(BLOCK_BYTES as u64) || offset + bytes as u64 > segment.end() {
+            return Err(JournalError::NotFound { position });
+        }
+        let lives = Arc::clone(&self.lives.read());
+        let mut buf = self.pool.take(bytes);
+        segment.file.read_at(&mut buf[..bytes], offset).map_err(JournalError::io(&segment.path))?;
+        let run = buf.freeze();
+        let mut at = 0;
+        let mut frames = Vec::with_capacity(lengths.len());
+        for &len in lengths {
+            let corrupt = |why: FrameError| JournalError::Corrupt {
+                path: segment.path.clone(),
+                offset: offset + at as u64,
+                what: why.to_string(),
+            };
+            let frame = run.slice(at..at + len as usize);
+            let header = Header::decode(&frame, lives.key).map_err(corrupt)?;
+            let (stamp, position) = (header.stamp, position + at as u64);
+            if stamp.position != position
+                || !lives.owns(stamp.generation, position)
+                || header.frame_bytes != len
+            {
+                return Err(corrupt(FrameError::NoFrame));
+            }
+            frames.push(Frame::check(frame, header).map_err(corrupt)?);
+            at += len as usize;
+        }
+        Ok(frames)
     }
 
     fn read_checked(&self, segment: &Segment, position: u64) -> Result<Frame, JournalError> {

@@ -45,6 +45,8 @@ use crate::types::{LogEntry, LogId, Types, Vote};
 const MAX_FRAME_BYTES: usize = 4 << 20;
 /// What one read gives at most: an append message to a follower.
 const MAX_READ_BYTES: usize = 4 << 20;
+/// What is read from the disk at once, unless a single frame is larger.
+const RUN_BYTES: u64 = 1 << 20;
 
 /// The log store; also its reader. Clones share the log.
 #[derive(Clone)]
@@ -181,16 +183,21 @@ impl LogStore {
 
     async fn fetch(&self, plan: crate::log::ReadPlan) -> io::Result<Vec<LogEntry>> {
         let mut entries = Vec::with_capacity(plan.cached.len());
-        for (place, wanted) in plan.frames {
-            let frame = self.shared.journal.read(place.position).await.map_err(to_io)?;
-            let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, format!("{place:?}: {what}"));
-            let record = FrameRecord::parse(frame.meta()).map_err(invalid)?;
-            let before = entries.len();
-            for entry in record.entries.iter().filter(|e| wanted.contains(&e.id.index)) {
-                entries.push(entry.decode_entry().map_err(invalid)?);
-            }
-            if (entries.len() - before) as u64 != wanted.end - wanted.start {
-                return Err(invalid(format!("the frame does not hold all of {wanted:?}")));
+        // A read each would make a start after many small entries take minutes.
+        for run in runs(&plan.frames) {
+            let lengths = run.iter().map(|(place, _)| place.len_bytes).collect();
+            let first = run[0].0.position;
+            let frames = self.shared.journal.read_run(first, lengths).await.map_err(to_io)?;
+            for (frame, (place, wanted)) in frames.iter().zip(run) {
+                let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, format!("{place:?}: {what}"));
+                let record = FrameRecord::parse(frame.meta()).map_err(invalid)?;
+                let before = entries.len();
+                for entry in record.entries.iter().filter(|e| wanted.contains(&e.id.index)) {
+                    entries.push(entry.decode_entry().map_err(invalid)?);
+                }
+                if (entries.len() - before) as u64 != wanted.end - wanted.start {
+                    return Err(invalid(format!("the frame does not hold all of {wanted:?}")));
+                }
             }
         }
         entries.extend(plan.cached);
@@ -215,6 +222,21 @@ impl Shared {
             self.journal.recycle(segment);
         }
     }
+}
+
+/// Frames that lie one behind the other, in pieces to be read at once.
+fn runs(frames: &[(Place, Range<u64>)]) -> impl Iterator<Item = &[(Place, Range<u64>)]> {
+    let mut bytes = 0;
+    frames.chunk_by(move |(one, _), (next, _)| {
+        bytes += u64::from(one.len_bytes);
+        let goes_on = one.segment == next.segment
+            && one.position + u64::from(one.len_bytes) == next.position
+            && bytes + u64::from(next.len_bytes) <= RUN_BYTES;
+        if !goes_on {
+            bytes = 0;
+        }
+        goes_on
+    })
 }
 
 fn to_io(error: JournalError) -> io::Error {

@@ -59,6 +59,8 @@ struct Shared {
     options: RemoteOptions,
     unanswered_bytes: AtomicUsize,
     has_room: AtomicBool,
+    /// It takes frames without padding; as its answers say.
+    pads: AtomicBool,
 }
 
 impl RemoteReplica {
@@ -70,6 +72,7 @@ impl RemoteReplica {
             options,
             unanswered_bytes: AtomicUsize::new(0),
             has_room: AtomicBool::new(true),
+            pads: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -112,6 +115,7 @@ impl Shared {
         match told.to_error() {
             None => {
                 self.has_room.store(told.has_room, Ordering::Relaxed);
+                self.pads.store(told.pads, Ordering::Relaxed);
                 Ok((told, payload))
             }
             Some(error) => {
@@ -131,9 +135,10 @@ impl Shared {
 #[async_trait]
 impl Replica for RemoteReplica {
     fn append(&self, chunk: Chunk, done: AppendDone) {
-        let frame = chunk.frame().bytes();
-        let bytes = frame.len();
         let shared = Arc::clone(&self.shared);
+        let frame = chunk.frame();
+        let frame = if shared.pads.load(Ordering::Relaxed) { frame.content() } else { frame.bytes() };
+        let bytes = frame.len();
         let before = shared.unanswered_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before + bytes > shared.options.unanswered_bytes_max && before > 0 {
             shared.unanswered_bytes.fetch_sub(bytes, Ordering::Relaxed);

@@ -113,14 +113,16 @@ impl Shared {
     /// Copies a frame to where the disk can write it from, and checks all of it.
     fn chunk(&self, bytes: &Bytes) -> Result<Chunk, WalError> {
         let max = self.replica.max_chunk_bytes();
-        if bytes.len() > max {
-            return Err(WalError::TooLarge(format!("a chunk of {} bytes, here {max} at most", bytes.len())));
+        let damaged = |error| WalError::Corrupt(format!("a chunk came damaged: {error}"));
+        let whole = Frame::padded_bytes(bytes).map_err(damaged)?;
+        if whole > max {
+            return Err(WalError::TooLarge(format!("a chunk of {whole} bytes, here {max} at most")));
         }
-        let mut buffer = self.pool.take(bytes.len());
+        let mut buffer = self.pool.take(whole);
         let memory_bytes = buffer.capacity();
         buffer[..bytes.len()].copy_from_slice(bytes);
-        let frame = Frame::parse(buffer.freeze().slice(..bytes.len()))
-            .map_err(|error| WalError::Corrupt(format!("a chunk came damaged: {error}")))?;
+        buffer[bytes.len()..whole].fill(0);
+        let frame = Frame::parse(buffer.freeze().slice(..whole)).map_err(damaged)?;
         Chunk::in_buffer(frame, memory_bytes)
     }
 

@@ -1,7 +1,7 @@
 //! What is said between a replica and those who append to it and read from it on other nodes.
 //!
 //! A message is `u32` (little-endian) length of the head · head (versioned protobuf) · payload. The payload of an append is the
-//! chunk's frame, that of a read's answer the batches back to back. The transport sums every byte; frame and batches have
+//! chunk's frame, without its padding once the replica has said that it adds that; that of a read's answer the batches back to back. The transport sums every byte; frame and batches have
 //! their own CRCs besides, which the receiver checks.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -86,11 +86,14 @@ pub(crate) struct Told {
     /// Lengths of the batches in the payload.
     #[prost(uint32, repeated, packed = "true", tag = "6")]
     pub(crate) batch_bytes: Vec<u32>,
+    /// It takes frames without their padding too. Older ones do not.
+    #[prost(bool, tag = "7")]
+    pub(crate) pads: bool,
 }
 
 impl Told {
     pub(crate) fn ok(has_room: bool) -> Self {
-        Self { version: VERSION, status: Status::Ok as i32, has_room, ..Self::default() }
+        Self { version: VERSION, status: Status::Ok as i32, has_room, pads: true, ..Self::default() }
     }
 
     pub(crate) fn refusal(status: Status, message: impl Into<String>) -> Self {

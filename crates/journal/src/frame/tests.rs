@@ -41,6 +41,14 @@ proptest! {
         prop_assert_eq!(back.kind(), 7);
         prop_assert_eq!(&back.meta()[..], &meta[..]);
         prop_assert_eq!(back.section_count(), sections.len());
+        // Without its padding it says how long it is with it.
+        let content = frame.content();
+        prop_assert_eq!(Frame::padded_bytes(&content).unwrap(), frame.bytes().len());
+        prop_assert_eq!(Frame::padded_bytes(&frame.bytes()).unwrap(), frame.bytes().len());
+        prop_assert!(Frame::padded_bytes(&content[..content.len() - 1]).is_err());
+        let mut padded = content.to_vec();
+        padded.resize(frame.bytes().len(), 0);
+        prop_assert_eq!(&frame.bytes()[..], &padded[..]);
         for (index, section) in sections.iter().enumerate() {
             prop_assert_eq!(&back.section(index)[..], &section[..]);
         }

@@ -45,6 +45,19 @@ async fn what_was_acknowledged_is_there_after_reopening_in_order_and_readable() 
         assert_eq!(read.meta()[..8], number.to_le_bytes());
         assert_eq!(read.len(), written.len);
     }
+    // One behind the other in a segment, by one read.
+    for run in
+        acked.chunk_by(|a, b| a.1.segment == b.1.segment && a.1.position + u64::from(a.1.len) == b.1.position)
+    {
+        let lengths: Vec<u32> = run.iter().map(|(_, written)| written.len).collect();
+        let frames = journal.read_run(run[0].1.position, lengths.clone()).await.unwrap();
+        assert_eq!(frames.len(), run.len());
+        for (frame, (number, _)) in frames.iter().zip(run) {
+            assert_eq!(frame.meta()[..8], number.to_le_bytes());
+        }
+        let wrong = lengths.iter().map(|len| len + 4096).collect();
+        assert!(journal.read_run(run[0].1.position, wrong).await.is_err());
+    }
     assert!(matches!(journal.read(last.position + 4096).await, Err(JournalError::NotFound { .. })));
     journal.close().await;
     assert!(matches!(journal.append(frame(1, 1), |_| {}), Err(JournalError::Closed)));

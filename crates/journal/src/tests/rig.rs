@@ -282,6 +282,8 @@ impl Rig {
             let segment = self.shared().locate(written.position).unwrap();
             let frame = self.shared().read(&segment, written.position).unwrap();
             assert!(content_of(&frame) == content(number, self.fates[&number].bytes));
+            let run = self.shared().read_run(&segment, written.position, &[written.len]).unwrap();
+            assert!(content_of(&run[0]) == content_of(&frame));
         }
     }
 
