@@ -1,6 +1,7 @@
 //! InitProducerId for idempotent producers. Transactions are not built, so a transactional id is refused.
 
 use isobar_metadata::command::GrantProducerId;
+use isobar_metadata::result::RefusalKind;
 use isobar_metadata::{Command, CommandResult};
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::messages::{InitProducerIdRequest, InitProducerIdResponse, ProducerId};
@@ -29,6 +30,15 @@ pub(crate) async fn init(broker: &Broker, request: InitProducerIdRequest) -> Ini
         Ok(CommandResult::ProducerIds(granted)) => InitProducerIdResponse::default()
             .with_producer_id(ProducerId(granted.first))
             .with_producer_epoch(0),
+        // This broker's life is over: any other grants one.
+        Ok(CommandResult::Refused(refusal))
+            if matches!(
+                RefusalKind::try_from(refusal.kind),
+                Ok(RefusalKind::Fenced | RefusalKind::UnknownSession)
+            ) =>
+        {
+            refused(ErrorCode::CoordinatorNotAvailable)
+        }
         Ok(other) => {
             tracing::error!(answer = ?other, "the grant of a producer id was refused");
             refused(ErrorCode::UnknownServerError)
