@@ -206,7 +206,7 @@ pub(crate) fn describe(broker: &Broker, request: &DescribeClusterRequest) -> Des
             .with_error_message(Some(StrBytes::from_static_str(error.message())));
     }
     broker.image.with(|image| {
-        let brokers = image.brokers().into_iter().chain(just_gone(image)).map(|session| {
+        let brokers = image.brokers().into_iter().map(|session| {
             DescribeClusterBroker::default()
                 .with_broker_id(BrokerId(session.node_id))
                 .with_host(StrBytes::from_string(session.host.clone()))

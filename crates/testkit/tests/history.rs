@@ -124,6 +124,28 @@ fn reordered() {
     finds(h.drain(&[10, 11, 10, 21, 20]), &[]);
 }
 
+/// Seed 1053 of the simulated cluster: what a client without idempotence gave up landed after what it sent next.
+#[test]
+fn what_was_given_up_may_come_late() {
+    let given_up = |producer: u32| {
+        let mut h = History::new();
+        h.send(producer, &[9]).send(producer, &[10, 11, 12]).ack(&[(9, 0)]);
+        h.push(producer, Op::Unknown { ids: vec![10] });
+        h.ack(&[(11, 1)]).push(producer, Op::Unknown { ids: vec![12] });
+        h
+    };
+    finds(given_up(2).drain(&[9, 11, 10, 12]), &[]);
+    finds(given_up(2).drain(&[9, 11, 12, 10]), &[]);
+    finds(given_up(1).drain(&[9, 11, 10, 12]), &[Kind::Reordered]);
+    // An acknowledged record keeps its place; and who had an answer already does not send anew.
+    let mut h = History::new();
+    h.send(2, &[9, 10]).ack(&[(9, 1)]).push(2, Op::Unknown { ids: vec![10] });
+    finds(h.drain(&[10, 9]), &[Kind::Reordered]);
+    let mut h = History::new();
+    h.send(2, &[9, 10]).ack(&[(10, 0)]).push(2, Op::Unknown { ids: vec![9] });
+    finds(h.drain(&[10, 9]), &[Kind::Reordered]);
+}
+
 #[test]
 fn inconsistent_offsets() {
     // Two readers see two records at one offset.

@@ -219,13 +219,15 @@ impl Model {
                 self.swap(a, b);
             }
             Kind::InconsistentOffsets => {
-                // One reader sees another record than the last read does.
+                // One reader sees another record than the last read does: an earlier one, since a later one may not have been
+                // sent when it reads, which has another name.
                 let at = self.pick(
-                    |e| matches!(&e.op, Op::Poll { records, last, .. } if !last && !records.is_empty() && e.client >= 10),
+                    |e| matches!(&e.op, Op::Poll { records, last, .. } if !last && e.client >= 10 && records.first().is_some_and(|r| r.0 > 0)),
                 )?;
                 let Op::Poll { records, .. } = &mut self.history.events[at].op else { return None };
-                let other = self.log.iter().find(|id| Some(**id) != records[0].1)?;
-                records[0] = read(records[0].0, *other);
+                let (offset, id) = (records[0].0, records[0].1);
+                let other = self.log[..offset as usize].iter().find(|other| Some(**other) != id)?;
+                records[0] = read(offset, *other);
             }
             Kind::NonmonotonicPoll => {
                 let at = self.pick(

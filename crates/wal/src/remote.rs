@@ -119,6 +119,10 @@ impl Shared {
                 Ok((told, payload))
             }
             Some(error) => {
+                if matches!(error, WalError::Corrupt(_)) {
+                    // An older release may have come back there, which cannot do without padding.
+                    self.pads.store(false, Ordering::Relaxed);
+                }
                 if error == WalError::Full {
                     self.has_room.store(told.has_room, Ordering::Relaxed);
                 }

@@ -1,8 +1,8 @@
 //! What is said between a replica and those who append to it and read from it on other nodes.
 //!
 //! A message is `u32` (little-endian) length of the head · head (versioned protobuf) · payload. The payload of an append is the
-//! chunk's frame, without its padding once the replica has said that it adds that; that of a read's answer the batches back to back. The transport sums every byte; frame and batches have
-//! their own CRCs besides, which the receiver checks.
+//! chunk's frame, without its padding once the replica has said that it adds that; that of a read's answer the batches back to
+//! back. The transport sums every byte; frame and batches have their own CRCs besides, which the receiver checks.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use isobar_metadata::ids::{DirectoryId, StreamId};

@@ -97,7 +97,7 @@ impl<'a> Reader<'a> {
     fn new(broker: &Broker, client: &'a Client, header: &RequestHeader, request: &FetchRequest) -> Self {
         let zone = zone_of(broker, header.client_id.as_deref()).to_owned();
         let rack = request.rack_id.as_str();
-        let has_broker = |image: &Image| image.brokers().iter().any(|session| session.zone == rack);
+        let has_broker = |image: &Image| image.sessions().any(|one| one.zone == rack && !one.is_fenced());
         let is_other = header.version >= PREFERRED_VERSION && !rack.is_empty() && rack != zone;
         let rack = (is_other && broker.image.with(has_broker)).then(|| rack.to_owned());
         Self { steering: &client.steering, zone, rack }

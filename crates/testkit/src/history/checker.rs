@@ -473,11 +473,17 @@ impl Checker {
     ) -> Option<(Kind, String)> {
         let send = self.sends.get_mut(index);
         let (id, producer) = (send.id, send.producer);
-        if std::mem::replace(&mut send.met, true) || !self.producers.get(&producer)?.ordered {
+        let promised = self.producers.get(&producer)?;
+        if std::mem::replace(&mut send.met, true) || !promised.ordered {
             return None;
         }
+        let may_be_late = !promised.once;
         let before = newest.insert(producer, index).filter(|before| *before > index)?;
         newest.insert(producer, before);
+        if may_be_late && self.sends.was_given_up_first(index, before) {
+            self.summary.late_after_given_up += 1;
+            return None;
+        }
         let before = self.sends.get(before).id;
         let what = format!(
             "producer {producer} sent record {id} before record {before}, but at {offset} it comes after"

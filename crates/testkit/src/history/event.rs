@@ -25,7 +25,9 @@ pub struct Read(pub i64, pub Option<u64>, pub u32);
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Op {
     /// A producer begins its life. `once`: it is idempotent, so none of its records may be in the log twice.
-    /// `ordered`: the first occurrences of its records in a partition are in the order of sending.
+    /// `ordered`: the first occurrences of its records in a partition are in the order of sending. Without `once`, a record
+    /// that it gave up as unknown may come after those of which it had no answer by then: it sends them next, and nothing
+    /// tells a broker that a client which closed its connection does not want any more what is on the way.
     Producer { producer: u32, once: bool, ordered: bool },
     /// Records (id, checksum) are handed to the producer's client, which sends them in this order.
     Send { producer: u32, topic: String, partition: i32, records: Vec<(u64, u32)> },

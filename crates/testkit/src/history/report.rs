@@ -102,6 +102,8 @@ pub struct Summary {
     pub unknown_in_log: u64,
     /// Further occurrences of records of producers that are not idempotent; allowed.
     pub repeats_allowed: u64,
+    /// Records of producers that are not idempotent which come after what was sent once they had been given up; allowed.
+    pub late_after_given_up: u64,
     /// Records given to consumers, all reads together.
     pub reads: u64,
     pub ends_checked: u64,
@@ -209,6 +211,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(f, "records read              {}", s.reads)?;
         writeln!(f, "repeats allowed           {} (producers that are not idempotent)", s.repeats_allowed)?;
+        writeln!(f, "late records allowed      {} (given up by such producers)", s.late_after_given_up)?;
         writeln!(f, "ends checked              {}", s.ends_checked)?;
         writeln!(
             f,

@@ -18,6 +18,8 @@ pub(super) struct Send {
     pub(super) producer: u32,
     pub(super) partition: u32,
     pub(super) fate: Fate,
+    /// This record was the so-manieth to be answered.
+    pub(super) answered: Option<u32>,
     /// Met already by the walk in offset order.
     pub(super) met: bool,
     /// The offset that the acknowledgement named.
@@ -30,6 +32,7 @@ pub(super) struct Send {
 #[derive(Default)]
 pub(super) struct Sends {
     list: Vec<Send>,
+    answers: u32,
     // Looked up by id only; its order reaches nothing.
     index: HashMap<u64, u32>,
 }
@@ -49,6 +52,7 @@ impl Sends {
             producer,
             partition,
             fate: Fate::Pending,
+            answered: None,
             met: false,
             acked_at: None,
             read_at: None,
@@ -68,7 +72,19 @@ impl Sends {
             return Err(format!("record {id} is answered twice: {:?}, then {fate:?}", send.fate));
         }
         send.fate = fate;
+        send.answered = Some(self.answers);
+        self.answers += 1;
         Ok(index)
+    }
+
+    /// Whether this record, which comes after some that its producer sent later, had been given up as unknown before any of
+    /// them was answered. `newest` is the last sent of those. Call it of producers that are not idempotent.
+    pub(super) fn was_given_up_first(&self, index: u32, newest: u32) -> bool {
+        let of = self.get(index);
+        let later = &self.list[index as usize + 1..=newest as usize];
+        let mut met =
+            later.iter().filter(|s| s.met && s.producer == of.producer && s.partition == of.partition);
+        of.fate == Fate::Unknown && met.all(|s| s.answered.is_none_or(|at| Some(at) > of.answered))
     }
 
     pub(super) fn get(&self, index: u32) -> &Send {
