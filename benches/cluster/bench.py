@@ -5,11 +5,9 @@ the measurements of latency, throughput and kills are at the bridge, in no zone;
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import re
 import shutil
 import signal
@@ -21,12 +19,13 @@ import threading
 import time
 import urllib.request
 
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2] / "chaos")]
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2] / part) for part in ("chaos", "benches/lib")]
 
 import net  # noqa: E402
 from confluent_kafka import Consumer, Producer  # noqa: E402
 from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
 from peers import NODES, REPO, Crossing, Isobar, Kafka, bootstrap, die_with_parent, in_zone  # noqa: E402
+from results import described, output_of, say, table  # noqa: E402
 
 GENERATOR, LOAD = os.environ["RDKAFKA_PERFORMANCE"], os.environ["LOAD"]
 GIB = 2**30
@@ -36,10 +35,6 @@ RATES = (1e6, 5e6, 20e6)
 PRODUCER = ["enable.idempotence=true", "acks=all", "linger.ms=0"]
 BULK_PRODUCER = ["enable.idempotence=true", "linger.ms=5", "queue.buffering.max.messages=1000000"]
 ACTS = ("kill -9 of a node", "kill -9 of the leader of metadata", "SIGTERM")
-
-
-def say(*words):
-    print(f"{datetime.datetime.now():%H:%M:%S}", *words, file=sys.stderr, flush=True)
 
 
 def output(process, timeout):
@@ -279,10 +274,6 @@ def measure(options, work):
     return results
 
 
-def table(head, rows):
-    return ["| " + " | ".join(head) + " |", "|" + "--|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
 NAMES = {"isobar": "Isobar, every acknowledgement synced on two nodes and in metadata",
          "kafka": "Kafka, acks=all, min.insync.replicas=2, never synced before the acknowledgement"}
 
@@ -335,24 +326,14 @@ def report(options, results):
     return "\n".join(lines)
 
 
-def described():
-    def out(*command):
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO).stdout.strip()
-
-    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    memory = int(re.search(r"MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text())[1]) / 2**20
-    dirty = " with uncommitted changes" if out("git", "status", "--porcelain", "--", "crates", "Cargo.lock") else ""
-    return [
-        f"- Date: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC; load average at the start {os.getloadavg()[0]:.2f}",
-        f"- Machine: {os.cpu_count()} cores, {cpu[1] if cpu else 'unknown'}, {memory:.0f} GiB of memory, kernel {platform.release()}, "
-        "a virtual disk; six nodes, the store's server and the clients share it, in turn under load",
-        f"- Isobar {out('git', 'rev-parse', '--short=12', 'HEAD')}{dirty}, release build, `isobar cluster init` with three nodes, defaults;"
-        f" store: versitygw {os.environ.get('VERSITYGW_VERSION', '')} on the same machine",
-        f"- Apache Kafka 4.3.1, three KRaft nodes with both roles, {out('java', '--version').splitlines()[0]}, `{' '.join(Kafka.JVM)}`, "
+def described_both():
+    return described(
+        f"`isobar cluster init` with three nodes, defaults; store: versitygw {os.environ.get('VERSITYGW_VERSION', '')} on the same machine",
+        f"Apache Kafka 4.3.1, three KRaft nodes with both roles, {output_of('java', '--version').splitlines()[0]}, `{' '.join(Kafka.JVM)}`, "
         "RF 3, min.insync.replicas 2, broker.rack, RackAwareReplicaSelector, else defaults",
-        "- Clients: librdkafka 2.12.1. Latency: open loop, 1 KiB records, twelve partitions, " + ", ".join(f"`{p}`" for p in PRODUCER)
-        + ". Throughput: two producers, " + ", ".join(f"`{p}`" for p in BULK_PRODUCER),
-    ]
+        "Both stand all the time; one is under load at a time",
+        "Clients: librdkafka 2.12.1. Latency: open loop, 1 KiB records, twelve partitions, " + ", ".join(f"`{p}`" for p in PRODUCER)
+        + ". Throughput: two producers, " + ", ".join(f"`{p}`" for p in BULK_PRODUCER))
 
 
 def main():
@@ -374,16 +355,16 @@ def main():
         sys.exit(f"nodes cannot have networks of their own here: {why}")
     net.enter_own()
     default = REPO / "benches/cluster/results.md" if not options.short and len(options.peers) == 2 else "/tmp/isobar-bench-cluster.md"
-    out = pathlib.Path(options.out or default)
-    options.described = described()
+    results_file = pathlib.Path(options.out or default)
+    options.described = described_both()
     work = tempfile.mkdtemp(prefix="isobar-bench-", dir=options.work)
     try:
         results = measure(options, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    out.write_text(report(options, results))
-    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written to {out}")
+    results_file.write_text(report(options, results))
+    results_file.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"written to {results_file}")
     # Clients that hang must not hold the end.
     sys.stdout.flush()
     os._exit(0)

@@ -25,6 +25,7 @@ mod lanes;
 mod leaders;
 mod objects;
 mod producers;
+mod rules;
 mod sessions;
 mod topics;
 
@@ -33,9 +34,12 @@ pub(crate) use lanes::{Lane, result_len};
 pub(crate) use objects::is_open;
 pub(crate) use producers::{KEPT_BATCHES, KeptBatch, ProducerState, Producers};
 
+#[cfg(feature = "sabotage")]
+pub use rules::Rule;
 pub use topics::check_name;
 pub(crate) use topics::fold;
 
+use self::rules::Rules;
 use crate::command::{Command, Entry, Envelope, LogStartReason};
 use crate::effect::{ClusterChanged, EFFECT_VERSION, Effect, EffectBatch, EffectKind, Released};
 use crate::ids::{LaneId, ObjectId, PartitionKey, SessionId, StreamId, TopicId};
@@ -73,6 +77,8 @@ pub struct StateMachine {
     pub(crate) folded_names: OrdMap<String, TopicId>,
     /// Of the entry being applied.
     work: Work,
+    /// All, but in tests of the tests.
+    rules: Rules,
 }
 
 /// The next of each kind of id, without the incarnation.
@@ -126,7 +132,14 @@ impl StateMachine {
             grants: OrdMap::new(),
             folded_names: OrdMap::new(),
             work: Work::default(),
+            rules: Rules::default(),
         }
+    }
+
+    /// Breaks a rule from now on.
+    #[cfg(feature = "sabotage")]
+    pub fn without(self, rule: Rule) -> Self {
+        Self { rules: Rules::all_but(rule), ..self }
     }
 
     /// Applies the entry at `index`, which must lie above all applied so far.

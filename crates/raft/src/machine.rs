@@ -90,6 +90,7 @@ impl Machine {
         snapshot_after_bytes: u64,
         metrics: Arc<RaftMetrics>,
     ) -> Self {
+        let machine = sabotaged(host, machine);
         let applied = watch::Sender::new(machine.applied_index());
         metrics.applied_index.set(gauge(machine.applied_index()));
         metrics.snapshot_bytes.set(gauge(snapshots.newest_bytes()));
@@ -133,6 +134,10 @@ impl Machine {
     pub(crate) fn archivable(&self) -> (Image, u64) {
         let state = self.state.lock();
         (state.machine.image(), state.last_effective)
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
     }
 
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
@@ -348,6 +353,22 @@ impl Drop for AbortOnPanic {
     }
 }
 
+/// The state machine without the rule that a test of the tests takes away.
+#[cfg(feature = "sabotage")]
+fn sabotaged(host: &Host, machine: StateMachine) -> StateMachine {
+    use isobar_metadata::Rule;
+    let promises = [("late-commit-object", Rule::Deadline), ("reused-id", Rule::FreshIds)];
+    match promises.into_iter().find(|(promise, _)| host.sabotaged(promise)) {
+        Some((_, rule)) => machine.without(rule),
+        None => machine,
+    }
+}
+
+#[cfg(not(feature = "sabotage"))]
+fn sabotaged(_host: &Host, machine: StateMachine) -> StateMachine {
+    machine
+}
+
 /// openraft's hold on the machine.
 pub(crate) struct MachineWorker(pub(crate) Arc<Machine>);
 
@@ -413,6 +434,7 @@ impl RaftStateMachine<Types> for MachineWorker {
             let restored = StateMachine::restore(&body)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
             machine.snapshots.write(&meta, |put| put(&body))?;
+            let restored = sabotaged(&machine.host, restored);
             let index = restored.applied_index();
             {
                 let mut state = machine.state.lock();

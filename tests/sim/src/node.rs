@@ -173,13 +173,13 @@ fn common(plan: &NodePlan) -> NodeOptions {
             grace: plan.delete_after,
             repeat: Duration::from_secs(60),
         },
-        jobs: jobs(),
+        jobs: jobs(plan.grant_lifetime),
         ..NodeOptions::new(DATA)
     }
 }
 
 /// Background jobs so eager that what takes days elsewhere happens in a simulated minute.
-fn jobs() -> JobOptions {
+fn jobs(grant_lifetime: Duration) -> JobOptions {
     let limits = compact_plan::Limits {
         merge_bytes: 256 << 10,
         merge_objects: 6,
@@ -202,13 +202,13 @@ fn jobs() -> JobOptions {
             interval: Duration::from_millis(500),
             limits,
             part_runs: 2,
-            grant_lifetime: Duration::from_secs(10),
+            grant_lifetime,
             ..CompactorOptions::default()
         },
         index: IndexerOptions {
             interval: Duration::from_millis(700),
             limits: index,
-            grant_lifetime: Duration::from_secs(10),
+            grant_lifetime,
             ..IndexerOptions::default()
         },
     }

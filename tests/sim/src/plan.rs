@@ -121,6 +121,8 @@ pub struct NodePlan {
     pub store_inside: bool,
     /// How long batches of the class `object` gather.
     pub object_linger_ms: u64,
+    /// How long a compaction's object may wait for its commit.
+    pub grant_lifetime: Duration,
 }
 
 /// What is tried after the load and its verdict.
@@ -313,7 +315,11 @@ impl Plan {
     #[must_use]
     pub fn sabotaged(mut self, promise: &'static str) -> Self {
         self.sabotage = Some(promise);
-        if self.cluster.is_some() {
+        if let Some(cluster) = &mut self.cluster {
+            if promise == "late-commit-object" {
+                cluster.faults = vec!["bucket-slow", "pause"];
+                self.node.grant_lifetime = Duration::from_millis(500);
+            }
             return self;
         }
         if promise == "object-not-synced" {
@@ -383,6 +389,7 @@ fn node(rng: &mut Rng) -> NodePlan {
         delete_after: Duration::from_millis(rng.pick(&[1_000, 5_000])),
         store_inside: rng.percent(25),
         object_linger_ms: 0,
+        grant_lifetime: Duration::from_secs(10),
     }
 }
 

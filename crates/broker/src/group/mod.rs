@@ -26,6 +26,7 @@ mod admin;
 mod coordinated;
 mod membership;
 mod offsets;
+mod order;
 mod record;
 mod upkeep;
 mod wire;
@@ -63,6 +64,7 @@ pub(crate) struct Groups {
     timer_set: Notify,
     /// Groups of which a stored state is in doubt.
     doubts: Mutex<BTreeSet<Name>>,
+    commits: order::CommitOrder,
 }
 
 /// What to do about a group that metadata does not know.
@@ -91,6 +93,7 @@ impl Groups {
             timers: Mutex::default(),
             timer_set: Notify::new(),
             doubts: Mutex::default(),
+            commits: order::CommitOrder::default(),
         }
     }
 

@@ -123,6 +123,10 @@ async fn propose(
         instance_id: request.group_instance_id.as_ref().map(wire::name),
         generation: command.generation,
     };
+    let partitions =
+        command.offsets.iter().map(|offset| PartitionKey::new(offset.topic_id, offset.partition));
+    let mut place = broker.groups.commits.line_up(Arc::from(command.group.as_str()), partitions.collect());
+    place.turn().await;
     let if_absent = if command.generation < 0 { IfAbsent::Create } else { IfAbsent::Refuse };
     let checked = check_commit(broker, &command.group, if_absent, check).await;
     command.coordinator_epoch = checked.map_err(|error| match error {
@@ -135,6 +139,9 @@ async fn propose(
         // The group is empty: as in Kafka, whoever it is commits as a simple consumer.
         command.member_id.clear();
         command.instance_id = None;
+    }
+    if broker.host.sabotaged("offsets-before-commit") {
+        return Ok(commit_later(broker, command));
     }
     let group = command.group.clone();
     match broker.session.propose(Command::CommitOffsets(command)).await {
@@ -161,6 +168,17 @@ async fn propose(
             Err(ErrorCode::CoordinatorNotAvailable)
         }
     }
+}
+
+/// The sabotage "offsets-before-commit": they are said to be committed, and are some time later, unless this broker dies.
+fn commit_later(broker: &Arc<Broker>, command: CommitOffsets) -> OffsetResults {
+    let error_codes = vec![0; command.offsets.len()];
+    let later = Arc::clone(broker);
+    broker.host.spawn("sabotage.commit", async move {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let _ = later.session.propose(Command::CommitOffsets(command)).await;
+    });
+    OffsetResults { error_code: 0, error_codes }
 }
 
 /// A committed offset as it is told; without one, -1 and no error.

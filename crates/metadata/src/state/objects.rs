@@ -1,5 +1,6 @@
 //! Objects' lives, and the swap of WAL extents to objects.
 
+use super::rules::Rule;
 use super::{StateMachine, done};
 use crate::codes;
 use crate::command::{
@@ -70,7 +71,8 @@ impl StateMachine {
     pub(super) fn open_object(&self, object: ObjectId, store: StoreId) -> Option<ObjectRecord> {
         let record = self.image.object(object)?.record;
         let other_store = record.state == ObjectState::Committed as i32 && record.store != store;
-        (is_open(&record) && !other_store && self.image.store_name(store).is_some()).then_some(record)
+        let open = is_open(&record) || !self.rules.keep(Rule::Deadline);
+        (open && !other_store && self.image.store_name(store).is_some()).then_some(record)
     }
 
     pub(super) fn commit_object(&mut self, c: &CommitObject) -> CommandResult {

@@ -56,8 +56,18 @@ pub(crate) fn counted() -> Vec<&'static str> {
 pub const CLUSTER_POINTS: &[&str] = &["produce.again"];
 
 /// The promises that nodes of a cluster can be made to break.
-pub const CLUSTER_SABOTAGES: &[&str] =
-    &["quorum-of-one", "no-barrier", "ack-before-sync", "repeat-sequenced-twice"];
+pub const CLUSTER_SABOTAGES: &[&str] = &[
+    "quorum-of-one",
+    "no-barrier",
+    "ack-before-sync",
+    "repeat-sequenced-twice",
+    "ack-before-commit",
+    "release-before-swap",
+    "late-commit-object",
+    "reused-id",
+    "barrier-without-quorum",
+    "offsets-before-commit",
+];
 
 /// See the module's page.
 #[derive(Debug, Clone)]
