@@ -49,9 +49,11 @@ class Tail:
 
     def _run(self):
         while not self.ended.is_set():
-            messages = self.consumer.consume(2000, 0.2)
+            messages = self.consumer.consume(1, 0.2)
             if not messages:
                 continue
+            # Those that are there already: waiting for more of them would make them older.
+            messages += self.consumer.consume(2000, 0)
             now, wall_ms = time.monotonic(), time.time() * 1e3
             self.gap_s, self.last = max(self.gap_s, now - self.last), now
             for message in messages:
@@ -127,6 +129,9 @@ class Run:
         self.slices.append(row)
         say(row)
 
+    def free_bytes(self):
+        return shutil.disk_usage(self.cluster.directory).free * 0.8
+
     def caught_up(self, most_s=1800):
         """Seconds until nearly nothing waits for its upload."""
         began = time.monotonic()
@@ -162,9 +167,10 @@ class Run:
         say(f"write limit {limit:.0f} MB/s")
         found["caught_up_first_s"] = self.caught_up()
         # Nodes keep what waits three times, and the store the rest once.
-        free = shutil.disk_usage(self.cluster.directory).free * 0.8
-        slow = min(limit / 2, free / (COPIES_AWAY * o.away_s + 2 * o.away_s) / 1e6)
+        slow = min(limit / 2, self.free_bytes() / (COPIES_AWAY * o.away_s + 2 * o.away_s) / 1e6)
         tail = Tail(self.cluster)
+        while tail.count() < self.sent:
+            time.sleep(0.2)
         for _ in range(o.before):
             self.slice("before", slow, o.slice_s, tail)
         proxy.set(stopped_s=1e6)
@@ -182,10 +188,12 @@ class Run:
         found["replaced_s"] = self.replace(lost)
         for _ in range(o.before):
             self.slice("after", slow, o.slice_s, tail)
-        fast, short_s = limit / 2, min(o.away_s, o.half_s)
+        fast = limit / 2
         self.slice("before, half the limit", fast, o.slice_s, tail)
+        # The slice after it fills the WAL as well.
+        short_s = min(o.half_s, self.free_bytes() / (COPIES_AWAY * fast * 1e6) - 2 * o.slice_s)
         proxy.set(stopped_s=1e6)
-        for _ in range(max(1, short_s // o.slice_s)):
+        for _ in range(max(1, int(short_s / o.slice_s))):
             self.slice("store away, half the limit", fast, o.slice_s, tail)
         proxy.set()
         began = time.monotonic()

@@ -8,6 +8,7 @@ Every step is the command that docs/operations.md names. Needs confluent-kafka.
 import contextlib
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -68,12 +69,27 @@ class Members:
     def url(self):
         return f"file://{self.directory}/bucket"
 
-    def begin(self, *nodes, voters=None):
+    def begin(self, *nodes):
         """Starts them as a new cluster."""
         self.cluster_id = self.cluster_id or "bWVtYmVycy1vZi10ZXN0cw"
-        self.voters = voters or [node.id for node in nodes]
+        self.voters = [node.id for node in nodes]
         for node in nodes:
             self.configure(node)
+            node.start()
+        self.wait_whole()
+
+    def init(self, *nodes):
+        """The same from the files that `isobar cluster init` writes; ports come by the environment, several clusters may be here."""
+        command = [BINARY, "cluster", "init", "--store", self.url, "--out", str(self.directory)]
+        for node in nodes:
+            command += ["--node", f"{node.id}@{self.rpc[node.id]}", "--zone", node.zone, "--roles", node.roles]
+            node.env["ISOBAR_LISTENERS_ADMIN"] = node.admin
+            if "broker" in node.roles:
+                node.env["ISOBAR_LISTENERS_KAFKA"] = node.kafka
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        self.cluster_id = re.search(r'^id = "(.*)"', (self.directory / f"node-{nodes[0].id}.toml").read_text(), re.MULTILINE)[1]
+        self.voters = [node.id for node in nodes if "metadata" in node.roles]
+        for node in nodes:
             node.start()
         self.wait_whole()
 
@@ -344,7 +360,7 @@ def every_role_on_nodes_of_its_own():
         metadata = [m.node(n, "metadata", f"zone-{n}") for n in (1, 2, 3)]
         wal = [m.node(n, "wal", f"zone-{n - 10}") for n in (11, 12, 13)]
         brokers = [m.node(n, "broker", f"zone-{n - 20}") for n in (21, 22)]
-        m.begin(*metadata, *wal, *brokers, voters=[1, 2, 3])
+        m.init(*metadata, *wal, *brokers)
         m.create_topic()
         m.send()
         for node in (wal[0], metadata[0], brokers[0]):

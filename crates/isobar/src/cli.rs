@@ -125,20 +125,7 @@ pub(crate) enum ClusterCommand {
     ///
     /// Take node-ID.toml and cluster.secret to each node and run `isobar serve --config node-ID.toml` there. The cluster begins once
     /// all of them have been up at the same time.
-    Init {
-        /// A node, as ID@HOST:PORT, where the other nodes reach it; given once for each, best three in three zones.
-        #[arg(long = "node", value_name = "ID@HOST:PORT", required = true)]
-        nodes: Vec<String>,
-        /// Zone of each node, in the same order (Kafka's broker.rack).
-        #[arg(long = "zone", value_name = "ZONE")]
-        zones: Vec<String>,
-        /// The bucket of the cluster, as `isobar store check` takes it.
-        #[arg(long, value_name = "URL")]
-        store: String,
-        /// Where to write the files.
-        #[arg(long, value_name = "DIR", default_value = ".")]
-        out: PathBuf,
-    },
+    Init(InitArgs),
     /// Make a node that has joined a voter of the metadata quorum.
     ///
     /// A node joins by itself when it is started with the cluster's id, secret and voters and with an address of its own
@@ -180,6 +167,27 @@ pub(crate) enum ClusterCommand {
         #[command(flatten)]
         remote: AdminRemote,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// A node, as ID@HOST:PORT, where the other nodes reach it; given once for each, best three in three zones.
+    #[arg(long = "node", value_name = "ID@HOST:PORT", required = true)]
+    pub(crate) nodes: Vec<String>,
+    /// Zone of each node, in the same order (Kafka's broker.rack).
+    #[arg(long = "zone", value_name = "ZONE")]
+    pub(crate) zones: Vec<String>,
+    /// What each node does, in the same order: broker, wal, metadata, or some of them with commas between; all by default.
+    ///
+    /// Those with metadata are the first voters: one, or better three. Brokers and WAL replicas may also join later.
+    #[arg(long = "roles", value_name = "ROLES")]
+    pub(crate) roles: Vec<String>,
+    /// The bucket of the cluster, as `isobar store check` takes it.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// Where to write the files.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::admin_client::ask;
-use crate::cli::{AdminRemote, ChangeArgs, ClusterCommand};
+use crate::cli::{AdminRemote, ChangeArgs, ClusterCommand, InitArgs};
 use crate::output::Output;
 
 /// Between two looks at a node that is drained.
@@ -24,7 +24,7 @@ const ADMIN_PORT: u16 = 9644;
 
 pub(crate) async fn run(command: ClusterCommand) -> Result<(), Failure> {
     match command {
-        ClusterCommand::Init { nodes, zones, store, out } => init(&nodes, &zones, &store, &out),
+        ClusterCommand::Init(new) => init(&new),
         ClusterCommand::Add(change) => ask_for(&change, "add", json!({})).await,
         ClusterCommand::Replace { change, address } => {
             ask_for(&change, "replace", json!({ "address": address.unwrap_or_default() })).await
@@ -72,13 +72,20 @@ async fn drain(change: &ChangeArgs) -> Result<(), Failure> {
     }
 }
 
-fn init(given: &[String], zones: &[String], store: &str, out: &Path) -> Result<(), Failure> {
-    let voters = given.join(",");
-    let members = nodes(&voters).filter(|members| members.len() == given.len()).ok_or_else(|| {
-        format!("{voters:?} are no nodes: each is ID@HOST:PORT, and none may be there twice")
+fn init(new: &InitArgs) -> Result<(), Failure> {
+    let given = new.nodes.join(",");
+    let members = nodes(&given).filter(|members| members.len() == new.nodes.len()).ok_or_else(|| {
+        format!("{given:?} are no nodes: each is ID@HOST:PORT, and none may be there twice")
     })?;
-    if !zones.is_empty() && zones.len() != members.len() {
-        return Err("give a --zone for each --node, or none".into());
+    for (option, count) in [("zone", new.zones.len()), ("roles", new.roles.len())] {
+        if count != 0 && count != members.len() {
+            return Err(format!("give --{option} for each --node, or for none").into());
+        }
+    }
+    let voters = members.iter().enumerate().filter(|(place, _)| has_role(new, *place, "metadata"));
+    let voters: Vec<String> = voters.map(|(_, (id, address))| format!("{id}@{address}")).collect();
+    if voters.is_empty() {
+        return Err("a cluster begins with its voters: give a node the role metadata".into());
     }
     let host = Host::real();
     let id = new_cluster_id(&host);
@@ -88,30 +95,23 @@ fn init(given: &[String], zones: &[String], store: &str, out: &Path) -> Result<(
         text
     });
     let mut files = vec![(SECRET.to_owned(), format!("{secret}\n"))];
-    for (place, (node_id, address)) in members.iter().enumerate() {
-        let name = address.rsplit_once(':').map_or(address.as_str(), |(name, _)| name);
-        let before = members[..place].iter().filter(|(_, other)| other.starts_with(&format!("{name}:")));
-        let nth = u16::try_from(before.count())?;
-        let zone = zones.get(place).map_or(String::new(), |zone| format!("zone = {zone:?}\n"));
-        let text = format!(
-            "# Node {node_id} of cluster {id}: isobar serve --config node-{node_id}.toml\n\n\
-             [node]\nid = {node_id}\ndata = \"./isobar-{node_id}\"\n{zone}\n\
-             [listeners]\nkafka = \"{name}:{}\"\nadmin = \"127.0.0.1:{}\"\n\n\
-             [cluster]\nid = \"{id}\"\nvoters = {voters:?}\nsecret_file = \"{SECRET}\"\n\n\
-             [store]\nurl = {store:?}\n",
-            KAFKA_PORT + nth,
-            ADMIN_PORT + nth,
-        );
+    for (place, (node_id, _)) in members.iter().enumerate() {
+        let text = node_file(new, &id, &voters.join(","), &members, place)?;
         let file = format!("node-{node_id}.toml");
         // What is written must be good.
         Config::load(Some((Path::new(&file), &text)), [], &[])?;
         files.push((file, text));
     }
     for (file, text) in &files {
-        write_new(&out.join(file), text)?;
+        write_new(&new.out.join(file), text)?;
     }
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "cluster {id}: wrote {SECRET} and {} node files to {}", members.len(), out.display())?;
+    writeln!(
+        stdout,
+        "cluster {id}: wrote {SECRET} and {} node files to {}",
+        members.len(),
+        new.out.display()
+    )?;
     for (node_id, address) in &members {
         writeln!(stdout, "  at {address}: isobar serve --config node-{node_id}.toml")?;
     }
@@ -119,6 +119,42 @@ fn init(given: &[String], zones: &[String], store: &str, out: &Path) -> Result<(
         stdout,
         "keep {SECRET} to yourself; it must lie beside each node's file, where the node is started"
     )?)
+}
+
+fn has_role(new: &InitArgs, place: usize, role: &str) -> bool {
+    new.roles.get(place).is_none_or(|roles| roles.split(',').any(|one| one.trim() == role))
+}
+
+/// The file of the node at `place`.
+fn node_file(
+    new: &InitArgs,
+    cluster_id: &str,
+    voters: &str,
+    members: &[(u64, String)],
+    place: usize,
+) -> Result<String, Failure> {
+    let (node_id, address) = &members[place];
+    let name = address.rsplit_once(':').map_or(address.as_str(), |(name, _)| name);
+    let before = members[..place].iter().filter(|(_, other)| other.starts_with(&format!("{name}:")));
+    let nth = u16::try_from(before.count())?;
+    let line =
+        |key: &str, value: Option<&String>| value.map_or(String::new(), |v| format!("{key} = {v:?}\n"));
+    let kafka = has_role(new, place, "broker").then(|| format!("{name}:{}", KAFKA_PORT + nth));
+    // Voters are reached where they are said to be.
+    let own_address = (!has_role(new, place, "metadata")).then_some(address);
+    Ok(format!(
+        "# Node {node_id} of cluster {cluster_id}: isobar serve --config node-{node_id}.toml\n\n\
+         [node]\nid = {node_id}\ndata = \"./isobar-{node_id}\"\n{}{}\n\
+         [listeners]\n{}{}admin = \"127.0.0.1:{}\"\n\n\
+         [cluster]\nid = \"{cluster_id}\"\nvoters = {voters:?}\nsecret_file = \"{SECRET}\"\n\n\
+         [store]\nurl = {:?}\n",
+        line("zone", new.zones.get(place)),
+        line("roles", new.roles.get(place)),
+        line("kafka", kafka.as_ref()),
+        line("cluster", own_address),
+        ADMIN_PORT + nth,
+        new.store,
+    ))
 }
 
 /// Readable by its owner alone, and never over another cluster's.

@@ -37,6 +37,5 @@ pub use image::{
 pub use record::{ClusterFormat, Extent, IndexPointer, Location};
 pub use result::CommandResult;
 pub use snapshot::{Frozen, MAGIC as SNAPSHOT_MAGIC, SNAPSHOT_VERSION};
-#[cfg(feature = "sabotage")]
 pub use state::Rule;
 pub use state::{Applied, StateMachine, TIME_JUMP_MS, check_name, check_topic_configs};

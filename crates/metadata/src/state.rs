@@ -34,7 +34,6 @@ pub(crate) use lanes::{Lane, result_len};
 pub(crate) use objects::is_open;
 pub(crate) use producers::{KEPT_BATCHES, KeptBatch, ProducerState, Producers};
 
-#[cfg(feature = "sabotage")]
 pub use rules::Rule;
 pub use topics::check_name;
 pub(crate) use topics::fold;

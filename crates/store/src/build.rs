@@ -23,8 +23,6 @@ pub(crate) const MAX_RUN_BYTES: u64 = 8 << 20;
 pub(crate) struct BadRun {
     pub(crate) key: PartitionKey,
     pub(crate) location: Location,
-    /// Its bytes were not found, which a newer image may explain; else they are damaged.
-    pub(crate) stale: bool,
     pub(crate) why: String,
 }
 
@@ -58,7 +56,7 @@ pub(crate) async fn build(
                 }
             }
             Err((extent, why)) => {
-                bad.push(BadRun { key: run.key, location: extent.location().clone(), stale: false, why });
+                bad.push(BadRun { key: run.key, location: extent.location().clone(), why });
             }
         }
         if since_yield > YIELD_AFTER {
@@ -114,13 +112,7 @@ async fn read_all(
         match result {
             Ok(found) => *batches = found,
             Err(error) => {
-                let stale = error == WalError::NotFound;
-                bad.push(BadRun {
-                    key: planned.key,
-                    location: location.clone(),
-                    stale,
-                    why: error.to_string(),
-                });
+                bad.push(BadRun { key: planned.key, location: location.clone(), why: error.to_string() });
                 read[run] = None;
             }
         }

@@ -12,8 +12,9 @@
 //!    uploader is slow, or gone. Two uploaders of the same bytes do no harm.
 //! 5. At most `in_flight` objects of at most `max_object_bytes` (or one extent) are under way, as slices of WAL chunks.
 //!
-//! Failure: a store or quorum that fails is tried again with backoff. A batch not found is stale: the partition is looked at
-//! anew with a newer image; the same location twice is an alarm, and that partition waits.
+//! Failure: a store or quorum that fails is tried again with backoff. A batch that is not found, or not whole, may have been
+//! released since: the partition is looked at anew with a newer image; the same location twice is an alarm, and that partition
+//! waits.
 //!
 //! Crash, at any step: before the commit the object is garbage that its deadline expires; the bytes are still in the WAL and
 //! go into another. After the commit it counts. Two uploads of the same bytes are harmless: one commits, the other's runs are
@@ -49,7 +50,7 @@ const GRANT_COUNT: u32 = 4;
 const BACKOFF: Duration = Duration::from_millis(500);
 /// Longest pause after failed uploads in a row.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// A partition whose bytes were not found is looked at again after this.
+/// A partition whose bytes could not be had is looked at again after this.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 /// A partition whose bytes are lost or damaged is tried again after this.
 const ALARM_PAUSE: Duration = Duration::from_secs(30);
@@ -366,14 +367,15 @@ impl Work {
 
     fn suspect(&mut self, bad: Vec<BadRun>) {
         let now = Instant::now();
-        for BadRun { key, location, stale, why } in bad {
+        for BadRun { key, location, why } in bad {
+            // The image may be behind, and another broker have uploaded them: then metadata names them no more next time.
             let again = self.suspects.get(&key).is_some_and(|known| known.location == location);
-            let pause = if stale && !again {
-                STALE_PAUSE
-            } else {
+            let pause = if again {
                 tracing::error!(?key, ?location, %why, "bytes that metadata names cannot be uploaded");
                 self.parts.bucket.metrics().lost_batches.inc();
                 ALARM_PAUSE
+            } else {
+                STALE_PAUSE
             };
             self.suspects.insert(key, Suspect { location, until: now + pause });
         }
