@@ -59,7 +59,6 @@ pub const CLUSTER_POINTS: &[&str] = &["produce.again"];
 pub const CLUSTER_SABOTAGES: &[&str] = &[
     "quorum-of-one",
     "no-barrier",
-    "ack-before-sync",
     "repeat-sequenced-twice",
     "ack-before-commit",
     "release-before-swap",
