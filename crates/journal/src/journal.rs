@@ -105,20 +105,13 @@ impl Journal {
         }
     }
 
-    /// Reads a synced frame, every CRC checked.
-    pub async fn read(&self, position: u64) -> Result<Frame, JournalError> {
+    /// Reads synced frames of one segment by one read of the disk, which covers all that lies from the first of the `places`
+    /// (position and length, in rising order) to the last: the caller bounds it. Every CRC checked; one that fails fails all.
+    pub async fn read(&self, places: Vec<(u64, u32)>) -> Result<Vec<Frame>, JournalError> {
+        let Some(&(position, _)) = places.first() else { return Ok(Vec::new()) };
         let shared = Arc::clone(&self.handle.shared);
         let segment = shared.locate(position)?;
-        let read = self.handle.host.run_blocking(move || shared.read(&segment, position)).await;
-        read.unwrap_or(Err(JournalError::Closed))
-    }
-
-    /// Reads synced frames that lie one behind the other in a segment, by their lengths, with one read of the disk. The caller
-    /// bounds them. Every CRC checked.
-    pub async fn read_run(&self, position: u64, lengths: Vec<u32>) -> Result<Vec<Frame>, JournalError> {
-        let shared = Arc::clone(&self.handle.shared);
-        let segment = shared.locate(position)?;
-        let read = self.handle.host.run_blocking(move || shared.read_run(&segment, position, &lengths)).await;
+        let read = self.handle.host.run_blocking(move || shared.read(&segment, &places)).await;
         read.unwrap_or(Err(JournalError::Closed))
     }
 

@@ -175,21 +175,11 @@ impl Shared {
         if position - base < segment.end() { Ok(Arc::clone(segment)) } else { Err(not_found) }
     }
 
-    /// Reads one frame and checks all of it. The segment may be recycled meanwhile; then it is not found.
-    pub(crate) fn read(&self, segment: &Segment, position: u64) -> Result<Frame, JournalError> {
-        self.known(segment, position, self.read_checked(segment, position))
-    }
-
-    /// What was read, unless the segment was given back meanwhile.
-    fn known<T>(
-        &self,
-        segment: &Segment,
-        position: u64,
-        read: Result<T, JournalError>,
-    ) -> Result<T, JournalError> {
-        read.map_err(|error| {
+    /// Reads frames and checks all of each. The segment may be recycled meanwhile; then they are not found.
+    pub(crate) fn read(&self, segment: &Segment, places: &[(u64, u32)]) -> Result<Vec<Frame>, JournalError> {
+        self.read_checked(segment, places).map_err(|error| {
             if self.segments.read().get(&segment.identity.base).is_none() {
-                return JournalError::NotFound { position };
+                return JournalError::NotFound { position: places.first().map_or(0, |place| place.0) };
             }
             if matches!(error, JournalError::Corrupt { .. }) {
                 self.options.metrics.corrupt_reads.inc();
@@ -198,34 +188,22 @@ impl Shared {
         })
     }
 
-    /// The frames that begin at `position` and are so long, one after the other, by one read of the disk.
-    pub(crate) fn read_run(
-        &self,
-        segment: &Segment,
-        position: u64,
-        lengths: &[u32],
-    ) -> Result<Vec<Frame>, JournalError> {
-        self.known(segment, position, self.read_run_checked(segment, position, lengths))
-    }
-
-    fn read_run_checked(
-        &self,
-        segment: &Segment,
-        position: u64,
-        lengths: &[u32],
-    ) -> Result<Vec<Frame>, JournalError> {
-        let offset = position - segment.identity.base;
-        let bytes = lengths.iter().map(|&len| len as usize).sum::<usize>();
+    fn read_checked(&self, segment: &Segment, places: &[(u64, u32)]) -> Result<Vec<Frame>, JournalError> {
+        let (Some(&(first, _)), Some(&(last, last_bytes))) = (places.first(), places.last()) else {
+            return Ok(Vec::new());
+        };
+        let offset = first - segment.identity.base;
+        let bytes = (last - first) as usize + last_bytes as usize;
         if !offset.is_multiple_of(BLOCK_BYTES as u64) || offset + bytes as u64 > segment.end() {
-            return Err(JournalError::NotFound { position });
+            return Err(JournalError::NotFound { position: first });
         }
         let lives = Arc::clone(&self.lives.read());
         let mut buf = self.pool.take(bytes);
         segment.file.read_at(&mut buf[..bytes], offset).map_err(JournalError::io(&segment.path))?;
         let run = buf.freeze();
-        let mut at = 0;
-        let mut frames = Vec::with_capacity(lengths.len());
-        for &len in lengths {
+        let mut frames = Vec::with_capacity(places.len());
+        for &(position, len) in places {
+            let at = (position - first) as usize;
             let corrupt = |why: FrameError| JournalError::Corrupt {
                 path: segment.path.clone(),
                 offset: offset + at as u64,
@@ -233,7 +211,7 @@ impl Shared {
             };
             let frame = run.slice(at..at + len as usize);
             let header = Header::decode(&frame, lives.key).map_err(corrupt)?;
-            let (stamp, position) = (header.stamp, position + at as u64);
+            let stamp = header.stamp;
             if stamp.position != position
                 || !lives.owns(stamp.generation, position)
                 || header.frame_bytes != len
@@ -241,41 +219,7 @@ impl Shared {
                 return Err(corrupt(FrameError::NoFrame));
             }
             frames.push(Frame::check(frame, header).map_err(corrupt)?);
-            at += len as usize;
         }
         Ok(frames)
-    }
-
-    fn read_checked(&self, segment: &Segment, position: u64) -> Result<Frame, JournalError> {
-        /// Most small frames come with the first read.
-        const FIRST_READ_BYTES: usize = 64 << 10;
-        let offset = position - segment.identity.base;
-        if !offset.is_multiple_of(BLOCK_BYTES as u64) {
-            return Err(JournalError::NotFound { position });
-        }
-        let corrupt = |why: FrameError| JournalError::Corrupt {
-            path: segment.path.clone(),
-            offset,
-            what: why.to_string(),
-        };
-        let lives = Arc::clone(&self.lives.read());
-        let first = (segment.end() - offset).min(FIRST_READ_BYTES as u64) as usize;
-        let mut buf = self.pool.take(first);
-        segment.file.read_at(&mut buf[..first], offset).map_err(JournalError::io(&segment.path))?;
-        let header = Header::decode(&buf, lives.key).map_err(corrupt)?;
-        let len = header.frame_bytes as usize;
-        let stamp = header.stamp;
-        if stamp.position != position
-            || !lives.owns(stamp.generation, position)
-            || offset + len as u64 > segment.end()
-        {
-            return Err(corrupt(FrameError::NoFrame));
-        }
-        if len > first {
-            buf = buf.grown(first, len);
-            let rest = &mut buf[first..len];
-            segment.file.read_at(rest, offset + first as u64).map_err(JournalError::io(&segment.path))?;
-        }
-        Frame::check(buf.freeze(), header).map_err(corrupt)
     }
 }

@@ -185,9 +185,8 @@ impl LogStore {
         let mut entries = Vec::with_capacity(plan.cached.len());
         // A read each would make a start after many small entries take minutes.
         for run in runs(&plan.frames) {
-            let lengths = run.iter().map(|(place, _)| place.len_bytes).collect();
-            let first = run[0].0.position;
-            let frames = self.shared.journal.read_run(first, lengths).await.map_err(to_io)?;
+            let places = run.iter().map(|(place, _)| (place.position, place.len_bytes)).collect();
+            let frames = self.shared.journal.read(places).await.map_err(to_io)?;
             for (frame, (place, wanted)) in frames.iter().zip(run) {
                 let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, format!("{place:?}: {what}"));
                 let record = FrameRecord::parse(frame.meta()).map_err(invalid)?;

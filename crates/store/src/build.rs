@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
 use isobar_metadata::command::ObjectRun;
 use isobar_metadata::ids::{ObjectId, PartitionKey};
-use isobar_metadata::record::{Extent, InlineLocation};
+use isobar_metadata::record::{Extent, InlineLocation, WalLocation};
 use isobar_metadata::{Location, PartitionView};
 use isobar_protocol::batch::{BatchHeader, TimestampType, rewrite_timestamp};
 use isobar_wal::{Wal, WalError};
@@ -18,6 +19,11 @@ const YIELD_AFTER: usize = 2048;
 
 /// A run ends at this length: a reader walks it from its start.
 pub(crate) const MAX_RUN_BYTES: u64 = 8 << 20;
+
+/// Batches asked of a WAL at a time.
+const MAX_PIECE_BATCHES: u32 = 4096;
+/// Reads of the WAL under way for an object: those from another zone take a round trip each.
+const READS_AT_ONCE: usize = 16;
 
 /// A run that was left out.
 pub(crate) struct BadRun {
@@ -83,8 +89,37 @@ pub(crate) async fn build(
     Built { parts, runs, bad, size_bytes, batch_bytes }
 }
 
-/// The batches of each extent of each run; `None` for a run of which something could not be read. Reads chunk by chunk, so
-/// that one which comes from disk is read once.
+/// Batches that lie side by side in a chunk, and the extents they belong to, in their order: run, and which of its extents.
+struct Piece {
+    of: WalLocation,
+    whose: Vec<(usize, usize)>,
+}
+
+/// What is read from the WAL, chunk by chunk, so that one which comes from disk or from another node is read once.
+fn pieces(runs: &[(PlannedRun, Arc<PartitionView>)]) -> Vec<Piece> {
+    let mut order: Vec<(WalLocation, (usize, usize))> = Vec::new();
+    for (run, (planned, _)) in runs.iter().enumerate() {
+        let of_run = planned.extents.iter().enumerate();
+        order.extend(of_run.filter_map(|(at, extent)| Some((extent.wal()?, (run, at)))));
+    }
+    order.sort_by_key(|(wal, whose)| (wal.stream, wal.chunk, wal.first_batch, *whose));
+    let mut pieces: Vec<Piece> = Vec::new();
+    for (wal, whose) in order {
+        match pieces.last_mut() {
+            Some(Piece { of, whose: others })
+                if (of.stream, of.chunk, of.ordinals().end) == (wal.stream, wal.chunk, wal.first_batch)
+                    && of.batches + wal.batches <= MAX_PIECE_BATCHES =>
+            {
+                of.batches += wal.batches;
+                others.push(whose);
+            }
+            _ => pieces.push(Piece { of: wal, whose: vec![whose] }),
+        }
+    }
+    pieces
+}
+
+/// The batches of each extent of each run; `None` for a run of which something could not be read.
 async fn read_all(
     wal: &dyn Wal,
     runs: &[(PlannedRun, Arc<PartitionView>)],
@@ -92,29 +127,39 @@ async fn read_all(
 ) -> Vec<Option<Vec<Vec<Bytes>>>> {
     let mut read: Vec<Option<Vec<Vec<Bytes>>>> =
         runs.iter().map(|(run, _)| Some(vec![Vec::new(); run.extents.len()])).collect();
-    let mut order: Vec<(usize, usize)> = runs
-        .iter()
-        .enumerate()
-        .flat_map(|(run, (plan, _))| (0..plan.extents.len()).map(move |e| (run, e)))
-        .collect();
-    order.sort_by_key(|&(run, extent)| {
-        runs[run].0.extents[extent].wal().map(|wal| (wal.stream, wal.chunk, wal.first_batch))
-    });
-    for (run, extent) in order {
-        let planned = &runs[run].0;
-        let Some(batches) = read[run].as_mut().map(|extents| &mut extents[extent]) else { continue };
-        let location = planned.extents[extent].location();
-        let result = match location {
-            Location::Wal(place) => wal.read(place.stream, place.chunk, place.ordinals()).await,
-            Location::Inline(inline) => split_inline(inline),
-            Location::Object(_) => Err(WalError::NotFound),
-        };
+    let mut enter = |(run, at): (usize, usize), result: Result<Vec<Bytes>, String>| {
+        let planned: &PlannedRun = &runs[run].0;
+        let Some(extents) = read[run].as_mut() else { return };
         match result {
-            Ok(found) => *batches = found,
-            Err(error) => {
-                bad.push(BadRun { key: planned.key, location: location.clone(), why: error.to_string() });
+            Ok(batches) => extents[at] = batches,
+            Err(why) => {
+                bad.push(BadRun { key: planned.key, location: planned.extents[at].location().clone(), why });
                 read[run] = None;
             }
+        }
+    };
+    for (run, (planned, _)) in runs.iter().enumerate() {
+        for (at, extent) in planned.extents.iter().enumerate() {
+            match extent.location() {
+                Location::Wal(_) => {}
+                Location::Inline(inline) => {
+                    enter((run, at), split_inline(inline).map_err(|error| error.to_string()))
+                }
+                Location::Object(_) => enter((run, at), Err(WalError::NotFound.to_string())),
+            }
+        }
+    }
+    let reads = pieces(runs).into_iter().map(|piece| async move {
+        let result = wal.read(piece.of.stream, piece.of.chunk, piece.of.ordinals()).await;
+        (piece.whose, result)
+    });
+    let mut reads = stream::iter(reads).buffered(READS_AT_ONCE);
+    while let Some((whose, result)) = reads.next().await {
+        let mut result = result.map_err(|error| error.to_string()).map(Vec::into_iter);
+        for (run, at) in whose {
+            let count = runs[run].0.extents[at].wal().map_or(0, |wal| wal.batches as usize);
+            let own = result.as_mut().map(|batches| batches.take(count).collect()).map_err(|why| why.clone());
+            enter((run, at), own);
         }
     }
     read

@@ -8,8 +8,9 @@
 //! 2. An object id is used for one upload. One that failed, at whatever step, is given up: its deadline expires it.
 //! 3. What goes into an object has the offsets, leader epoch and timestamps that the image says, whole batches, and as many
 //!    offsets as the extent: else that run is left out and an alarm raised, and other partitions go on.
-//! 4. It uploads the shards that metadata hints at it, and of the others what has lain in the WAL for twice its interval: their
-//!    uploader is slow, or gone. Two uploaders of the same bytes do no harm.
+//! 4. It uploads the shards that metadata hints at it, and of the others what has lain in the WAL for twice its interval while
+//!    its own uploads worked: their uploader is slow, or gone. Two uploaders of the same bytes do no harm but the work, so who
+//!    finds that it was for nothing has twice the patience the next time.
 //! 5. At most `in_flight` objects of at most `max_object_bytes` (or one extent) are under way, as slices of WAL chunks.
 //!
 //! Failure: a store or quorum that fails is tried again with backoff. A batch that is not found, or not whole, may have been
@@ -50,6 +51,8 @@ const GRANT_COUNT: u32 = 4;
 const BACKOFF: Duration = Duration::from_millis(500);
 /// Longest pause after failed uploads in a row.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Longest patience with the uploader of other shards, in intervals.
+const PATIENCE_MAX: u32 = 64;
 /// A partition whose bytes could not be had is looked at again after this.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 /// A partition whose bytes are lost or damaged is tried again after this.
@@ -154,6 +157,8 @@ impl Uploader {
 /// Offsets of a partition that are on their way.
 struct Busy {
     runs: Vec<(PartitionKey, i64)>,
+    /// Some of them are of shards that metadata hints at others.
+    of_others: bool,
     /// Committed, but the image may not show it yet.
     committed: bool,
 }
@@ -189,6 +194,8 @@ struct Work {
     oldest_seen: Option<Instant>,
     /// Of other brokers' shards: the oldest bytes in the WAL, and since when they have been.
     others: BTreeMap<u32, (Age, Instant)>,
+    /// Intervals for which those must not have changed.
+    patience: u32,
 }
 
 impl Work {
@@ -206,6 +213,7 @@ impl Work {
             not_before: Instant::now(),
             oldest_seen: None,
             others: BTreeMap::new(),
+            patience: 2,
         }
     }
 
@@ -260,13 +268,15 @@ impl Work {
         &mut self,
         small_ones_too: bool,
     ) -> Option<(ObjectId, Vec<(PlannedRun, Arc<PartitionView>)>)> {
-        let runs = self.choose(&self.parts.proposer.image(), small_ones_too)?;
+        let image = self.parts.proposer.image();
+        let runs = self.choose(&image, small_ones_too)?;
         let Some(object) = self.ids.take().await else {
             self.back_off();
             return None;
         };
         let ends = runs.iter().map(|(run, _)| (run.key, run.end_offset())).collect();
-        self.busy.insert(object, Busy { runs: ends, committed: false });
+        let of_others = runs.iter().any(|(run, _)| !self.is_hinted(&image, image.shard_of(run.key)));
+        self.busy.insert(object, Busy { runs: ends, of_others, committed: false });
         Some((object, runs))
     }
 
@@ -306,11 +316,15 @@ impl Work {
         Some(runs.into_iter().filter_map(with_view).collect())
     }
 
+    fn is_hinted(&self, image: &Image, shard: u32) -> bool {
+        let hinted = image.uploader(shard, self.options.store);
+        hinted.is_none_or(|session| session == self.parts.proposer.session())
+    }
+
     /// Whether this broker uploads the shard now.
     fn is_ours(&mut self, image: &Image, shard: u32, now: Instant) -> bool {
         let store = self.options.store;
-        let hinted = image.uploader(shard, store);
-        if hinted.is_none_or(|session| session == self.parts.proposer.session()) {
+        if self.is_hinted(image, shard) {
             self.others.remove(&shard);
             return true;
         }
@@ -323,7 +337,7 @@ impl Work {
         if *seen != oldest {
             (*seen, *since) = (oldest, now);
         }
-        now.duration_since(*since) >= 2 * self.options.interval
+        now.duration_since(*since) >= self.patience * self.options.interval
     }
 
     fn note_waiting(&mut self, image: &Image) {
@@ -344,6 +358,10 @@ impl Work {
             Ended::Committed { bytes, runs, applied, bad } => {
                 if let Some(busy) = self.busy.get_mut(&object) {
                     busy.committed = true;
+                    if busy.of_others {
+                        let was_needed = applied == runs;
+                        self.patience = if was_needed { 2 } else { (2 * self.patience).min(PATIENCE_MAX) };
+                    }
                 }
                 metrics.objects.inc();
                 metrics.uploaded_bytes.inc_by(bytes);
@@ -359,6 +377,8 @@ impl Work {
             }
             Ended::Failed => {
                 self.busy.remove(&object);
+                // Theirs may fail as well.
+                self.others.clear();
                 metrics.failed_uploads.inc();
                 self.back_off();
             }

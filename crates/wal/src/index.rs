@@ -107,6 +107,25 @@ impl Index {
         self.streams.get(&stream)?.chunks.get(&number)?.place
     }
 
+    /// The chunk and those of its stream that lie behind it in its segment, so many bytes far, by number; nothing if it is not
+    /// durable here.
+    pub(crate) fn with_next(&self, (stream, number): ChunkId, bytes: u64) -> Vec<(u64, Place)> {
+        let Some(stream) = self.streams.get(&stream) else { return Vec::new() };
+        let mut places =
+            stream.chunks.range(number..).map_while(|(&number, entry)| Some((number, entry.place?)));
+        let Some((_, first)) = places.next().filter(|(found, _)| *found == number) else { return Vec::new() };
+        let mut chosen = vec![(number, first)];
+        for (number, place) in places {
+            let last = chosen[chosen.len() - 1].1;
+            let behind = last.position + u64::from(last.bytes)..first.position + bytes;
+            if place.segment != first.segment || !behind.contains(&place.position) {
+                break;
+            }
+            chosen.push((number, place));
+        }
+        chosen
+    }
+
     /// Checks that a chunk may be appended, without taking it.
     pub(crate) fn check(&self, (stream, number): ChunkId) -> Result<(), WalError> {
         let (next, closed, refusing) = match self.streams.get(&stream) {

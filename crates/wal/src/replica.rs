@@ -46,6 +46,10 @@ use crate::{Acked, AppendDone, Chunk, FRAME_KIND, Wal, WalError, WalMetrics};
 
 const INCARNATION_FILE: &str = "incarnation";
 const JOURNAL_DIR: &str = "journal";
+/// A read of the disk goes on for so long behind the chunk that is asked for.
+const AHEAD_BYTES: u64 = 256 << 10;
+/// Streams of which the disk is read at the same time, at most.
+const TURNS: usize = 16;
 /// See [`ReplicaOptions::max_disk_bytes`].
 const HEADROOM_BYTES: u64 = 256 << 20;
 
@@ -87,6 +91,8 @@ struct Shared {
     options: ReplicaOptions,
     metrics: WalMetrics,
     state: Mutex<State>,
+    /// Held while the disk is read, by stream.
+    turns: [tokio::sync::Mutex<()>; TURNS],
     reconciled: AtomicBool,
 }
 
@@ -130,6 +136,7 @@ impl LocalReplica {
             options,
             metrics,
             state: Mutex::new(State { index, tail, under_way: BTreeMap::new() }),
+            turns: Default::default(),
             reconciled: AtomicBool::new(false),
         };
         let replica = Self { shared: Arc::new(shared) };
@@ -370,32 +377,71 @@ impl Shared {
         self.metrics.memory_bytes.set(gauge(state.tail.bytes() as u64));
     }
 
+    /// From memory, or from the disk along with those behind it.
     async fn chunk(&self, id: ChunkId) -> Result<Chunk, WalError> {
-        let place = {
-            let mut state = self.state.lock();
-            // Who asks has it from a commit, so others have made it durable: were it not given here, it would be fetched from another
-            // zone for being the slowest replica's by a moment.
-            let under_way = || state.under_way.get(&id).map(|(chunk, _)| chunk.clone());
-            if let Some(chunk) = under_way().or_else(|| state.tail.get(id)) {
-                self.metrics.read_from("memory");
-                return Ok(chunk);
-            }
-            state.index.place(id).ok_or(WalError::NotFound)?
+        if let Some(chunk) = self.remembered(id)? {
+            return Ok(chunk);
+        }
+        // Who reads old chunks wants the next ones as well, at the same time or soon: the first brings them along.
+        let _turn = self.turns[id.0.0 as usize % TURNS].lock().await;
+        if let Some(chunk) = self.remembered(id)? {
+            return Ok(chunk);
+        }
+        let places = self.state.lock().index.with_next(id, AHEAD_BYTES);
+        let chunks = match self.read_places(id.0, &places).await {
+            // One of those behind it may be damaged, or just given back.
+            Err(_) if places.len() > 1 => self.read_places(id.0, &places[..1]).await,
+            read => read,
         };
-        let read = self.journal.read(place.position).await;
         let mut state = self.state.lock();
         if !state.index.holds(id) {
             // Released while the disk was read: the segment may have been written over, and metadata knows a better place.
             return Err(WalError::NotFound);
         }
-        let chunk = Chunk::from_frame(read.map_err(|error| of_read(&error))?)?;
-        if (chunk.stream(), chunk.number()) != id {
-            return Err(WalError::Corrupt(format!("position {} holds another chunk", place.position)));
-        }
+        let chunks = chunks?;
         self.metrics.read_from("disk");
-        state.tail.insert(id, chunk.clone());
+        for chunk in &chunks {
+            let id = (chunk.stream(), chunk.number());
+            if state.index.holds(id) {
+                state.tail.insert(id, chunk.clone());
+            }
+        }
         self.publish(&state);
-        Ok(chunk)
+        chunks.into_iter().next().ok_or(WalError::NotFound)
+    }
+
+    /// `None`: it is on the disk.
+    fn remembered(&self, id: ChunkId) -> Result<Option<Chunk>, WalError> {
+        let mut state = self.state.lock();
+        // Who asks has it from a commit, so others have made it durable: were it not given here, it would be fetched from another
+        // zone for being the slowest replica's by a moment.
+        let under_way = || state.under_way.get(&id).map(|(chunk, _)| chunk.clone());
+        if let Some(chunk) = under_way().or_else(|| state.tail.get(id)) {
+            self.metrics.read_from("memory");
+            return Ok(Some(chunk));
+        }
+        state.index.place(id).map(|_| None).ok_or(WalError::NotFound)
+    }
+
+    /// Chunks of a stream at neighbouring places.
+    async fn read_places(&self, stream: StreamId, places: &[(u64, Place)]) -> Result<Vec<Chunk>, WalError> {
+        let run: Vec<_> = places.iter().map(|(_, place)| (place.position, place.bytes)).collect();
+        let frames = self.journal.read(run).await.map_err(|error| of_read(&error))?;
+        let buffer_bytes = match (places.first(), places.last()) {
+            (Some((_, first)), Some((_, last))) => {
+                (last.position - first.position) as usize + last.bytes as usize
+            }
+            _ => 0,
+        };
+        let mut chunks = Vec::with_capacity(frames.len());
+        for (frame, (number, place)) in frames.into_iter().zip(places) {
+            let chunk = Chunk::in_buffer(frame, buffer_bytes)?.compact();
+            if (chunk.stream(), chunk.number()) != (stream, *number) {
+                return Err(WalError::Corrupt(format!("position {} holds another chunk", place.position)));
+            }
+            chunks.push(chunk);
+        }
+        Ok(chunks)
     }
 }
 

@@ -129,6 +129,43 @@ fn reads_from_disk_what_memory_does_not_hold() {
 }
 
 #[test]
+fn a_read_of_the_disk_brings_along_the_next_chunks_of_its_stream_and_trips_over_none() {
+    let disk = Arc::new(SimDisk::new(22));
+    let faulty = Arc::clone(&disk);
+    on_node(&disk, 22, None, |host| async move {
+        let replica = open(&host, options()).await;
+        replica.reconcile(&empty_image());
+        let streams = [STREAM, StreamId(STREAM.0 + 1)];
+        let content = |stream: StreamId, number: u64| batch((stream.0 * 50 % 100 + number) as u8, 3000);
+        for (number, stream) in (0..40).flat_map(|number| streams.map(|stream| (number, stream))) {
+            append(&replica, chunk(stream, number, &[(key(1, 0), content(stream, number))])).await.unwrap();
+        }
+        let reads = |from| replica.metrics().reads.get_or_create(&isobar_wal::ReadLabels { from }).get();
+        for number in 0..20 {
+            let read = replica.read(STREAM, number, 0..1).await.unwrap();
+            assert_eq!(read, [content(STREAM, number)]);
+        }
+        assert_eq!(reads("disk") + reads("memory"), 20);
+        assert!(reads("disk") <= 4, "{} of 20", reads("disk"));
+
+        let segments = host.disk().list(Path::new("wal/journal")).unwrap();
+        let segment = segments.iter().filter(|name| name.ends_with(".seg")).min().unwrap();
+        assert!(faulty.flip_bit(&Path::new("wal/journal").join(segment), 30_000, 3));
+        let mut damaged = 0;
+        for stream in streams {
+            for number in 0..40 {
+                match replica.read(stream, number, 0..1).await {
+                    Ok(read) => assert_eq!(read, [content(stream, number)]),
+                    Err(WalError::Corrupt(_)) => damaged += 1,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        assert_eq!(damaged, 1);
+    });
+}
+
+#[test]
 fn a_chunk_that_others_made_durable_is_read_before_it_is_durable_here() {
     on_node(&Arc::new(SimDisk::new(4)), 4, None, |host| async move {
         let replica = open(&host, ReplicaOptions { max_memory_bytes: 0, ..options() }).await;

@@ -222,14 +222,13 @@ fn a_read_of_damaged_bytes_is_an_error_that_names_the_place_and_others_go_on() {
     let (_, written) = acknowledged[3];
     let (path, offset) = (rig.segment_path(written), rig.offset_of(written));
     rig.flip(&path, offset + 200);
-    let segment = rig.shared().locate(written.position).unwrap();
-    match rig.shared().read(&segment, written.position) {
+    match rig.read(written) {
         Err(JournalError::Corrupt { path: named, offset: at, .. }) => assert_eq!((named, at), (path, offset)),
         other => panic!("{other:?}"),
     }
     rig.append_and_run(1).unwrap();
-    let inside = written.position + 8;
-    assert!(matches!(rig.shared().read(&segment, inside), Err(JournalError::NotFound { .. })));
+    let inside = Written { position: written.position + 8, ..written };
+    assert!(matches!(rig.read(inside), Err(JournalError::NotFound { .. })));
 }
 
 #[test]

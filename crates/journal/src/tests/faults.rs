@@ -208,7 +208,6 @@ fn a_frame_that_lies_anywhere_in_memory_is_written_all_the_same() {
     rig.shared().append(received, Box::new(move |outcome| tell.send(outcome).unwrap())).unwrap();
     rig.run();
     let written = told.recv().unwrap().unwrap();
-    let segment = rig.shared().locate(written.position).unwrap();
-    let read = rig.shared().read(&segment, written.position).unwrap();
+    let read = rig.read(written).unwrap();
     assert_eq!(read.bytes()[64..], sealed[64..]);
 }

@@ -75,7 +75,8 @@ async fn read_one(host: &Host, journal: &Journal, known: &Shared) {
         live.get(host.random_u64() as usize % live.len().max(1)).copied()
     };
     let Some((number, written)) = picked else { return };
-    if let Ok(read) = journal.read(written.position).await {
+    if let Ok(read) = journal.read(vec![(written.position, written.len)]).await {
+        let [read] = &read[..] else { panic!("{} frames for one", read.len()) };
         let mut known = known.lock();
         let expected = content(number, known.bytes[&number]);
         assert!(read.meta() == expected[expected.len() / 2..]);
