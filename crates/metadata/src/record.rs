@@ -427,6 +427,12 @@ pub struct EpochStart {
     pub start_offset: i64,
 }
 
+/// The leader epoch that the batch at `offset` is stamped with; `epochs` ascending by offset.
+pub fn epoch_at(epochs: &[EpochStart], offset: i64) -> i32 {
+    let after = epochs.partition_point(|epoch| epoch.start_offset <= offset);
+    epochs.get(after.saturating_sub(1)).map_or(0, |epoch| epoch.leader_epoch)
+}
+
 // ---- objects ----
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]

@@ -2,7 +2,8 @@
 //!
 //! What it promises
 //! 1. What comes back are whole batches from the one that holds the offset asked for on, with every batch's CRC checked
-//!    once since its block came from the store, and with offsets that lie where metadata says; or an error. In an unstamped run
+//!    once since its block came from the store; or an error. What that CRC leaves out is as metadata says: offsets follow each
+//!    other from the run's first on (log compaction, which makes gaps, is not built), and so do leader epochs. In an unstamped run
 //!    (durability class `object`) the batches' own offsets mean nothing: they are counted from the run's first offset.
 //! 2. No copy, but for batches that cross the border of two blocks.
 //! 3. At least one batch, and no second one beyond `max_bytes`.
@@ -17,9 +18,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use isobar_metadata::PartitionKey;
 use isobar_metadata::ids::ObjectId;
-use isobar_metadata::record::{Extent, ObjectLocation};
+use isobar_metadata::record::{EpochStart, Extent, ObjectLocation, epoch_at};
+use isobar_metadata::{PartitionKey, PartitionView};
 use isobar_protocol::batch::{BatchHeader, HEADER_BYTES, verify_crc};
 use parking_lot::Mutex;
 
@@ -40,6 +41,8 @@ const REQUEST_BLOCKS: u32 = 8;
 pub struct ReadObject {
     /// Whose run it is.
     pub key: PartitionKey,
+    /// The partition's leader epochs.
+    pub epochs: Arc<[EpochStart]>,
     /// [`Class::Tail`] for one who reads at the end of the log, else [`Class::CatchUp`].
     pub class: Class,
     /// The object.
@@ -56,9 +59,10 @@ pub struct ReadObject {
 
 impl ReadObject {
     /// The run of an extent that lies in an object.
-    pub fn of(key: PartitionKey, class: Class, extent: &Extent, location: ObjectLocation) -> Self {
+    pub fn of(view: &PartitionView, class: Class, extent: &Extent, location: ObjectLocation) -> Self {
         Self {
-            key,
+            key: view.key(),
+            epochs: Arc::clone(&view.epochs),
             class,
             object: location.object,
             range: location.range(),
@@ -252,7 +256,7 @@ struct Walk<'a> {
     reader: &'a ObjectReader,
     run: &'a ReadObject,
     position: u64,
-    /// Where an unstamped batch at `position` begins.
+    /// Where the batch at `position` begins.
     next_offset: i64,
     ahead: Ahead,
     block: Option<(u32, Arc<Block>)>,
@@ -363,11 +367,20 @@ impl<'a> Walk<'a> {
             None => BatchHeader::parse_head(&self.gather(block, at, HEADER_BYTES).await?),
         };
         let header = header.map_err(|error| self.damaged(error.to_string()))?;
-        let base = if self.run.unstamped { self.next_offset } else { header.base_offset };
+        let base = self.next_offset;
         let last = base.saturating_add(i64::from(header.last_offset_delta));
-        let outside = base < self.run.first_offset || last > self.run.last_offset;
-        if header.total_bytes() as u64 > left || header.last_offset_delta < 0 || outside {
+        let is_outside = base < self.run.first_offset || last > self.run.last_offset;
+        if header.total_bytes() as u64 > left || header.last_offset_delta < 0 || is_outside {
             return Err(self.damaged(format!("a batch that does not fit: offset {base}")));
+        }
+        if !self.run.unstamped {
+            let (found, wanted) =
+                ((header.base_offset, header.leader_epoch), (base, epoch_at(&self.run.epochs, base)));
+            if found != wanted {
+                return Err(
+                    self.damaged(format!("offset and leader epoch are {found:?}, metadata says {wanted:?}"))
+                );
+            }
         }
         Ok((header, base))
     }

@@ -386,7 +386,8 @@ impl Node {
 
     async fn read(&self, key: PartitionKey, offset: i64) -> Result<(Bytes, i64, bool, i64), String> {
         let image = self.quorum.image();
-        let extent = match image.view(key).unwrap().locate(offset, &[]) {
+        let view = image.view(key).unwrap();
+        let extent = match view.locate(offset, &[]) {
             Some(Found::Extent(extent)) => extent.clone(),
             Some(Found::Indexed(pointer)) => {
                 self.index.resolve(key, pointer, offset).await.map_err(|error| error.to_string())?
@@ -408,7 +409,7 @@ impl Node {
                 Err("too few batches".to_owned())
             }
             Location::Object(object) => {
-                let run = ReadObject::of(key, Class::CatchUp, &extent, object);
+                let run = ReadObject::of(view, Class::CatchUp, &extent, object);
                 let read = self.reader.read(run, offset, 1).await.map_err(|error| error.to_string())?;
                 let parts = read.parts;
                 let (header, bytes) = Batches::new(&parts[0]).next().unwrap().unwrap();

@@ -152,7 +152,7 @@ async fn take(
         }
         Location::Object(location) => {
             let class = class_of(broker, view, extent);
-            let object = ReadObject::of(view.key(), class, extent, *location);
+            let object = ReadObject::of(view, class, extent, *location);
             let most = span.max_bytes.saturating_sub(set.len_bytes()).max(1);
             let read = broker.objects.read(object, offset, most).await;
             let ReadBatches { base_offset, parts } = read.map_err(|error| store_miss(&error, extent))?;

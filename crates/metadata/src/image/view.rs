@@ -1,7 +1,7 @@
 //! One partition at one version.
 
 use crate::ids::{PartitionKey, StoreId, TopicId};
-use crate::record::{EpochStart, Extent, IndexPointer};
+use crate::record::{EpochStart, Extent, IndexPointer, epoch_at};
 use imbl::OrdMap;
 use std::sync::Arc;
 
@@ -106,8 +106,7 @@ impl PartitionView {
 
     /// The leader epoch that the batch at `offset` is stamped with.
     pub fn epoch_at(&self, offset: i64) -> i32 {
-        let after = self.epochs.partition_point(|epoch| epoch.start_offset <= offset);
-        self.epochs.get(after.saturating_sub(1)).map_or(0, |epoch| epoch.leader_epoch)
+        epoch_at(&self.epochs, offset)
     }
 
     /// The leader epoch that the next batch is stamped with.

@@ -278,7 +278,13 @@ async fn read_extent(
             let why = format!("offsets {base_offset} to {last_offset}, where {next_offset} come next");
             return Err(damaged(position, why));
         }
-        stamped.push((batch, header, base_offset, view.epoch_at(base_offset)));
+        let leader_epoch = view.epoch_at(base_offset);
+        // The batch's CRC does not cover it.
+        if !location.unstamped && header.leader_epoch != leader_epoch {
+            let why = format!("leader epoch {}, metadata says {leader_epoch}", header.leader_epoch);
+            return Err(damaged(position, why));
+        }
+        stamped.push((batch, header, base_offset, leader_epoch));
         position += bytes;
         next_offset = last_offset + 1;
     }

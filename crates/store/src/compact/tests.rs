@@ -159,6 +159,7 @@ fn commit(quorum: &Quorum, lane: LaneId, stream: StreamId, topic_id: TopicId, ba
 fn with_offset(offset: i64, batch: &Bytes) -> Bytes {
     let mut bytes = batch.to_vec();
     bytes[..8].copy_from_slice(&offset.to_be_bytes());
+    bytes[12..16].copy_from_slice(&0_i32.to_be_bytes());
     Bytes::from(bytes)
 }
 

@@ -4,6 +4,7 @@ use isobar_host::Host;
 use isobar_protocol::batch::Batches;
 use isobar_testkit::bucket::{Bucket as SimBucket, FaultPlan};
 use isobar_wal::conformance::{batch, key};
+use object_store::ObjectStoreExt as _;
 
 use super::*;
 use crate::BucketOptions;
@@ -39,6 +40,7 @@ async fn setup(sizes: &[usize]) -> Setup {
         .into_iter()
         .map(|run| ReadObject {
             key: run.key,
+            epochs: Arc::new([EpochStart { leader_epoch: 0, start_offset: 0 }]),
             class: Class::CatchUp,
             object: OBJECT,
             range: run.range,
@@ -124,6 +126,22 @@ async fn damage_on_the_way_passes_and_damage_in_the_store_is_an_error() {
     assert!(damaged <= 2);
 }
 
+/// A batch's own CRC begins behind them.
+#[tokio::test(start_paused = true)]
+async fn damage_of_an_offset_or_a_leader_epoch_is_an_error() {
+    for at in (0..8).chain(12..16) {
+        let setup = setup(&[1000; 5]).await;
+        let run = setup.runs[0].clone();
+        let key = object_store::path::Path::from(format!("p/{}", object_key(OBJECT)));
+        let second = run.range.start + batch(0, 1000).len() as u64;
+        let mut bytes = setup.store.objects().get(&key).await.unwrap().bytes().await.unwrap().to_vec();
+        bytes[second as usize + at] ^= 4;
+        setup.store.objects().put(&key, bytes.into()).await.unwrap();
+        let read = setup.reader.read(run, 100, usize::MAX).await;
+        assert!(matches!(read, Err(StoreError::Damaged { .. })), "byte {at}: {read:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_not_there_is_told_apart() {
     let setup = setup(&[1000; 3]).await;
@@ -159,6 +177,7 @@ async fn an_unstamped_run_counts_offsets_from_its_first() {
     bucket.put(&object_key(OBJECT), parts).await.unwrap();
     let run = ReadObject {
         key: key(1, 0),
+        epochs: Arc::new([]),
         class: Class::CatchUp,
         object: OBJECT,
         range: runs[0].range.clone(),
