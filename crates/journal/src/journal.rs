@@ -254,7 +254,10 @@ async fn write_in_task(mut writer: Writer, host: Host) {
                 disk_takes_a_moment(&host).await;
                 let written = writer.write(&group);
                 disk_takes_a_moment(&host).await;
-                let synced = written.and_then(|segment| writer.sync(segment));
+                let sync = |segment| {
+                    if host.sabotaged("journal-not-synced") { Ok(segment) } else { writer.sync(segment) }
+                };
+                let synced = written.and_then(sync);
                 writer.finish(group, synced);
             }
             Step::Exit => break,

@@ -66,6 +66,7 @@ pub const CLUSTER_SABOTAGES: &[&str] = &[
     "reused-id",
     "barrier-without-quorum",
     "offsets-before-commit",
+    "journal-not-synced",
 ];
 
 /// See the module's page.
