@@ -21,6 +21,12 @@ pub const MAGIC: [u8; 8] = *b"ISOBMETA";
 /// The highest version that this binary reads. It writes 1 while the cluster's feature level is 1, so that a node of that level
 /// can take the snapshot, and then 2, which adds deleted topics, index pointers and the log indexes of live chunks.
 pub const SNAPSHOT_VERSION: u32 = 2;
+
+/// The version that a snapshot of a cluster at this feature level has. No checksum covers it, so it is checked by this.
+fn version_at(feature_level: u32) -> u32 {
+    if feature_level < 2 { 1 } else { SNAPSHOT_VERSION }
+}
+
 /// A frame is written when it holds this much.
 const FRAME_BYTES: usize = 64 << 10;
 /// A longer frame is damage: one part is at most an entry's worth.

@@ -4,7 +4,7 @@ use super::parts::{
     DeletedTopicPart, ExtentsPart, Head, Kind, LanePart, LivePart, PartitionPart, Parts, PointersPart,
     ProducersPart,
 };
-use super::{MAGIC, MAX_FRAME_BYTES, SNAPSHOT_VERSION};
+use super::{MAGIC, MAX_FRAME_BYTES, SNAPSHOT_VERSION, version_at};
 use crate::command::FEATURE_LEVEL;
 use crate::effect::EffectKind;
 use crate::error::MetadataError;
@@ -35,7 +35,14 @@ impl StateMachine {
                     return Err(corrupt("parts follow the end"));
                 }
                 match (kind, &mut machine) {
-                    (Kind::Head(head), None) => machine = Some(Self::from_head(head)?),
+                    (Kind::Head(head), None) => {
+                        let (found, level) = (frames.version, head.cluster.feature_level);
+                        let restored = Self::from_head(head)?;
+                        if found != version_at(level) {
+                            return Err(corrupt(format!("version {found} at feature level {level}")));
+                        }
+                        machine = Some(restored);
+                    }
                     (Kind::End(end), Some(_)) if end.parts == parts => ended = true,
                     (Kind::End(end), _) => {
                         return Err(corrupt(format!("{parts} parts, the end says {}", end.parts)));
@@ -285,11 +292,12 @@ impl StateMachine {
 struct Frames<'a> {
     bytes: &'a [u8],
     position: usize,
+    version: u32,
 }
 
 impl<'a> Frames<'a> {
     fn open(bytes: &'a [u8]) -> Result<Self, MetadataError> {
-        let mut frames = Self { bytes, position: 0 };
+        let mut frames = Self { bytes, position: 0, version: 0 };
         if frames.take(MAGIC.len())? != MAGIC {
             return Err(corrupt("it does not begin as a snapshot"));
         }
@@ -297,6 +305,7 @@ impl<'a> Frames<'a> {
         if found == 0 || found > SNAPSHOT_VERSION {
             return Err(MetadataError::Version { what: "snapshot", found, known: SNAPSHOT_VERSION });
         }
+        frames.version = found;
         Ok(frames)
     }
 

@@ -4,7 +4,7 @@ use super::parts::{
     DeletedTopicPart, End, ExtentsPart, GrantPart, Head, KeptBatchPart, Kind, LanePart, LivePart,
     NodeEpochPart, NumberedResult, Part, PartitionPart, PointersPart, ProducerPart, ProducersPart,
 };
-use super::{FRAME_BYTES, Frozen, MAGIC, PART_ENTRIES, SNAPSHOT_VERSION};
+use super::{FRAME_BYTES, Frozen, MAGIC, PART_ENTRIES, version_at};
 use crate::effect::{BrokerConfigs, CommittedOffset, GroupChanged, OffsetsChanged};
 use crate::ids::{PartitionKey, StoreId};
 use crate::image::{Extents, Group, PartitionView};
@@ -45,8 +45,7 @@ impl Frozen {
     /// Encodes it in pieces of at most about 64 KiB, each given to `out` in order.
     pub fn encode(&self, out: &mut dyn FnMut(&[u8])) {
         out(&MAGIC);
-        let version = if self.0.feature_level() < 2 { 1 } else { SNAPSHOT_VERSION };
-        out(&version.to_le_bytes());
+        out(&version_at(self.0.feature_level()).to_le_bytes());
         let mut writer = Writer { out, frame: Vec::with_capacity(2 * FRAME_BYTES), parts: 0 };
         self.0.write_head(&mut writer);
         self.0.write_sessions(&mut writer);

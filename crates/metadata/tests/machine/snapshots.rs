@@ -24,6 +24,11 @@ fn any_damage_is_found() {
         damaged[position] ^= 0x10;
         assert!(StateMachine::restore(&damaged).is_err(), "byte {position}");
     }
+    // A version that there is, but not at this feature level.
+    let mut damaged = bytes.clone();
+    assert_eq!(damaged[8], 2);
+    damaged[8] = 1;
+    assert!(StateMachine::restore(&damaged).is_err());
     for len in 0..bytes.len() {
         assert!(StateMachine::restore(&bytes[..len]).is_err(), "cut at {len}");
     }
