@@ -106,7 +106,8 @@ impl Journal {
     }
 
     /// Reads synced frames of one segment by one read of the disk, which covers all that lies from the first of the `places`
-    /// (position and length, in rising order) to the last: the caller bounds it. Every CRC checked; one that fails fails all.
+    /// (position and length, in rising order) to the last: the caller bounds it. Every CRC is checked, and of the frames those
+    /// before the first damaged one are returned; an error, if that is the first of all.
     pub async fn read(&self, places: Vec<(u64, u32)>) -> Result<Vec<Frame>, JournalError> {
         let Some(&(position, _)) = places.first() else { return Ok(Vec::new()) };
         let shared = Arc::clone(&self.handle.shared);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use isobar_host::disk::DirLock;
 use isobar_host::watch;
 use isobar_host::{BufferPool, Disk};
@@ -204,22 +205,26 @@ impl Shared {
         let mut frames = Vec::with_capacity(places.len());
         for &(position, len) in places {
             let at = (position - first) as usize;
-            let corrupt = |why: FrameError| JournalError::Corrupt {
-                path: segment.path.clone(),
-                offset: offset + at as u64,
-                what: why.to_string(),
-            };
-            let frame = run.slice(at..at + len as usize);
-            let header = Header::decode(&frame, lives.key).map_err(corrupt)?;
-            let stamp = header.stamp;
-            if stamp.position != position
-                || !lives.owns(stamp.generation, position)
-                || header.frame_bytes != len
-            {
-                return Err(corrupt(FrameError::NoFrame));
+            match whole_frame(&lives, run.slice(at..at + len as usize), position) {
+                Ok(frame) => frames.push(frame),
+                Err(_) if !frames.is_empty() => break,
+                Err(why) => {
+                    let (path, what) = (segment.path.clone(), why.to_string());
+                    return Err(JournalError::Corrupt { path, offset, what });
+                }
             }
-            frames.push(Frame::check(frame, header).map_err(corrupt)?);
         }
         Ok(frames)
     }
+}
+
+/// The frame that lies at `position`, if these are its bytes, all of them as they were written.
+fn whole_frame(lives: &Lives, bytes: Bytes, position: u64) -> Result<Frame, FrameError> {
+    let header = Header::decode(&bytes, lives.key)?;
+    let stamp = header.stamp;
+    let is_it = stamp.position == position && lives.owns(stamp.generation, position);
+    if !is_it || header.frame_bytes as usize != bytes.len() {
+        return Err(FrameError::NoFrame);
+    }
+    Frame::check(bytes, header)
 }

@@ -184,19 +184,15 @@ impl LogStore {
     async fn fetch(&self, plan: crate::log::ReadPlan) -> io::Result<Vec<LogEntry>> {
         let mut entries = Vec::with_capacity(plan.cached.len());
         // A read each would make a start after many small entries take minutes.
-        for run in runs(&plan.frames) {
-            let places = run.iter().map(|(place, _)| (place.position, place.len_bytes)).collect();
-            let frames = self.shared.journal.read(places).await.map_err(to_io)?;
-            for (frame, (place, wanted)) in frames.iter().zip(run) {
-                let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, format!("{place:?}: {what}"));
-                let record = FrameRecord::parse(frame.meta()).map_err(invalid)?;
-                let before = entries.len();
-                for entry in record.entries.iter().filter(|e| wanted.contains(&e.id.index)) {
-                    entries.push(entry.decode_entry().map_err(invalid)?);
+        for mut run in runs(&plan.frames) {
+            while !run.is_empty() {
+                let places = run.iter().map(|(place, _)| (place.position, place.len_bytes)).collect();
+                let frames = self.shared.journal.read(places).await.map_err(to_io)?;
+                for (frame, (place, wanted)) in frames.iter().zip(run) {
+                    decode_into(&mut entries, frame, *place, wanted)?;
                 }
-                if (entries.len() - before) as u64 != wanted.end - wanted.start {
-                    return Err(invalid(format!("the frame does not hold all of {wanted:?}")));
-                }
+                // Fewer than were asked for, if one of them is damaged: that one's turn is now.
+                run = &run[frames.len()..];
             }
         }
         entries.extend(plan.cached);
@@ -221,6 +217,25 @@ impl Shared {
             self.journal.recycle(segment);
         }
     }
+}
+
+/// The entries that a frame holds of those `wanted`: all of them, or damage.
+fn decode_into(
+    entries: &mut Vec<LogEntry>,
+    frame: &Frame,
+    place: Place,
+    wanted: &Range<u64>,
+) -> io::Result<()> {
+    let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, format!("{place:?}: {what}"));
+    let record = FrameRecord::parse(frame.meta()).map_err(invalid)?;
+    let before = entries.len();
+    for entry in record.entries.iter().filter(|e| wanted.contains(&e.id.index)) {
+        entries.push(entry.decode_entry().map_err(invalid)?);
+    }
+    if (entries.len() - before) as u64 != wanted.end - wanted.start {
+        return Err(invalid(format!("the frame does not hold all of {wanted:?}")));
+    }
+    Ok(())
 }
 
 /// Frames that lie one behind the other, in pieces to be read at once.

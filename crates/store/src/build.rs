@@ -49,12 +49,13 @@ pub(crate) async fn build(
     runs: Vec<(PlannedRun, Arc<PartitionView>)>,
 ) -> Built {
     let mut bad = Vec::new();
+    let (runs, views): (Vec<_>, Vec<_>) = runs.into_iter().unzip();
     let read = read_all(wal, &runs, &mut bad).await;
     let mut builder = ObjectBuilder::new(cluster_id, object, now_ms).with_max_run_bytes(MAX_RUN_BYTES);
     let mut since_yield = 0;
-    for ((run, view), extents) in runs.iter().zip(read) {
+    for ((run, view), extents) in runs.iter().zip(views).zip(read) {
         let Some(extents) = extents else { continue };
-        match stamped(run, view, &extents) {
+        match stamped(run, &view, &extents) {
             Ok(batches) => {
                 since_yield += batches.len();
                 for (batch, header, base_offset, leader_epoch) in batches {
@@ -96,9 +97,9 @@ struct Piece {
 }
 
 /// What is read from the WAL, chunk by chunk, so that one which comes from disk or from another node is read once.
-fn pieces(runs: &[(PlannedRun, Arc<PartitionView>)]) -> Vec<Piece> {
+fn pieces(runs: &[PlannedRun]) -> Vec<Piece> {
     let mut order: Vec<(WalLocation, (usize, usize))> = Vec::new();
-    for (run, (planned, _)) in runs.iter().enumerate() {
+    for (run, planned) in runs.iter().enumerate() {
         let of_run = planned.extents.iter().enumerate();
         order.extend(of_run.filter_map(|(at, extent)| Some((extent.wal()?, (run, at)))));
     }
@@ -120,15 +121,11 @@ fn pieces(runs: &[(PlannedRun, Arc<PartitionView>)]) -> Vec<Piece> {
 }
 
 /// The batches of each extent of each run; `None` for a run of which something could not be read.
-async fn read_all(
-    wal: &dyn Wal,
-    runs: &[(PlannedRun, Arc<PartitionView>)],
-    bad: &mut Vec<BadRun>,
-) -> Vec<Option<Vec<Vec<Bytes>>>> {
+async fn read_all(wal: &dyn Wal, runs: &[PlannedRun], bad: &mut Vec<BadRun>) -> Vec<Option<Vec<Vec<Bytes>>>> {
     let mut read: Vec<Option<Vec<Vec<Bytes>>>> =
-        runs.iter().map(|(run, _)| Some(vec![Vec::new(); run.extents.len()])).collect();
+        runs.iter().map(|run| Some(vec![Vec::new(); run.extents.len()])).collect();
     let mut enter = |(run, at): (usize, usize), result: Result<Vec<Bytes>, String>| {
-        let planned: &PlannedRun = &runs[run].0;
+        let planned = &runs[run];
         let Some(extents) = read[run].as_mut() else { return };
         match result {
             Ok(batches) => extents[at] = batches,
@@ -138,7 +135,7 @@ async fn read_all(
             }
         }
     };
-    for (run, (planned, _)) in runs.iter().enumerate() {
+    for (run, planned) in runs.iter().enumerate() {
         for (at, extent) in planned.extents.iter().enumerate() {
             match extent.location() {
                 Location::Wal(_) => {}
@@ -157,7 +154,7 @@ async fn read_all(
     while let Some((whose, result)) = reads.next().await {
         let mut result = result.map_err(|error| error.to_string()).map(Vec::into_iter);
         for (run, at) in whose {
-            let count = runs[run].0.extents[at].wal().map_or(0, |wal| wal.batches as usize);
+            let count = runs[run].extents[at].wal().map_or(0, |wal| wal.batches as usize);
             let own = result.as_mut().map(|batches| batches.take(count).collect()).map_err(|why| why.clone());
             enter((run, at), own);
         }
@@ -215,3 +212,6 @@ pub(crate) fn final_bytes(batch: &Bytes, extent: &Extent) -> Result<(Bytes, Batc
     let header = BatchHeader::parse(&rewritten).map_err(|error| error.to_string())?;
     Ok((rewritten, header))
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,7 @@ mod ids;
 mod index;
 mod marker;
 mod metrics;
+mod overdue;
 pub mod plan;
 mod probe;
 mod reader;

@@ -8,9 +8,8 @@
 //! 2. An object id is used for one upload. One that failed, at whatever step, is given up: its deadline expires it.
 //! 3. What goes into an object has the offsets, leader epoch and timestamps that the image says, whole batches, and as many
 //!    offsets as the extent: else that run is left out and an alarm raised, and other partitions go on.
-//! 4. It uploads the shards that metadata hints at it, and of the others what has lain in the WAL for twice its interval while
-//!    its own uploads worked: their uploader is slow, or gone. Two uploaders of the same bytes do no harm but the work, so who
-//!    finds that it was for nothing has twice the patience the next time.
+//! 4. It uploads the shards that metadata hints at it, and of the others what is overdue while its own uploads work
+//!    ([`crate::overdue`]): their uploader is slow, or gone. Two uploaders of the same bytes do no harm but the work.
 //! 5. At most `in_flight` objects of at most `max_object_bytes` (or one extent) are under way, as slices of WAL chunks.
 //!
 //! Failure: a store or quorum that fails is tried again with backoff. A batch that is not found, or not whole, may have been
@@ -43,7 +42,8 @@ use crate::build::{BadRun, Built, build};
 use crate::cluster::Proposer;
 use crate::format::object_key;
 use crate::ids::ObjectIds;
-use crate::plan::{Age, Candidate, Limits, Plan, PlannedRun, age, next_due, plan};
+use crate::overdue::Overdue;
+use crate::plan::{Candidate, Limits, Plan, PlannedRun, age, next_due, plan};
 
 /// Object ids asked for at a time.
 const GRANT_COUNT: u32 = 4;
@@ -51,8 +51,6 @@ const GRANT_COUNT: u32 = 4;
 const BACKOFF: Duration = Duration::from_millis(500);
 /// Longest pause after failed uploads in a row.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Longest patience with the uploader of other shards, in intervals.
-const PATIENCE_MAX: u32 = 64;
 /// A partition whose bytes could not be had is looked at again after this.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 /// A partition whose bytes are lost or damaged is tried again after this.
@@ -192,16 +190,14 @@ struct Work {
     failures_in_a_row: u32,
     not_before: Instant,
     oldest_seen: Option<Instant>,
-    /// Of other brokers' shards: the oldest bytes in the WAL, and since when they have been.
-    others: BTreeMap<u32, (Age, Instant)>,
-    /// Intervals for which those must not have changed.
-    patience: u32,
+    others: Overdue,
 }
 
 impl Work {
     fn new(parts: UploaderParts, options: UploaderOptions, signals: Arc<Signals>) -> Self {
         let proposer = Arc::clone(&parts.proposer);
         let ids = ObjectIds::new(&parts.host, proposer, GRANT_COUNT, options.grant_lifetime);
+        let others = Overdue::new(options.interval, Instant::now());
         Self {
             parts,
             options,
@@ -212,8 +208,7 @@ impl Work {
             failures_in_a_row: 0,
             not_before: Instant::now(),
             oldest_seen: None,
-            others: BTreeMap::new(),
-            patience: 2,
+            others,
         }
     }
 
@@ -325,19 +320,15 @@ impl Work {
     fn is_ours(&mut self, image: &Image, shard: u32, now: Instant) -> bool {
         let store = self.options.store;
         if self.is_hinted(image, shard) {
-            self.others.remove(&shard);
+            self.others.forget(shard);
             return true;
         }
         let due = image.shard_in_wal(shard).filter_map(|view| next_due(view, store, 0)).map(age).min();
         let Some(oldest) = due else {
-            self.others.remove(&shard);
+            self.others.forget(shard);
             return false;
         };
-        let (seen, since) = self.others.entry(shard).or_insert((oldest, now));
-        if *seen != oldest {
-            (*seen, *since) = (oldest, now);
-        }
-        now.duration_since(*since) >= self.patience * self.options.interval
+        self.others.is_overdue(shard, oldest, now)
     }
 
     fn note_waiting(&mut self, image: &Image) {
@@ -359,8 +350,7 @@ impl Work {
                 if let Some(busy) = self.busy.get_mut(&object) {
                     busy.committed = true;
                     if busy.of_others {
-                        let was_needed = applied == runs;
-                        self.patience = if was_needed { 2 } else { (2 * self.patience).min(PATIENCE_MAX) };
+                        self.others.taken_over(applied == runs, Instant::now());
                     }
                 }
                 metrics.objects.inc();
@@ -377,8 +367,7 @@ impl Work {
             }
             Ended::Failed => {
                 self.busy.remove(&object);
-                // Theirs may fail as well.
-                self.others.clear();
+                self.others.forget_all();
                 metrics.failed_uploads.inc();
                 self.back_off();
             }

@@ -388,11 +388,7 @@ impl Shared {
             return Ok(chunk);
         }
         let places = self.state.lock().index.with_next(id, AHEAD_BYTES);
-        let chunks = match self.read_places(id.0, &places).await {
-            // One of those behind it may be damaged, or just given back.
-            Err(_) if places.len() > 1 => self.read_places(id.0, &places[..1]).await,
-            read => read,
-        };
+        let chunks = self.read_places(id.0, &places).await;
         let mut state = self.state.lock();
         if !state.index.holds(id) {
             // Released while the disk was read: the segment may have been written over, and metadata knows a better place.
@@ -423,7 +419,7 @@ impl Shared {
         state.index.place(id).map(|_| None).ok_or(WalError::NotFound)
     }
 
-    /// Chunks of a stream at neighbouring places.
+    /// Chunks of a stream at neighbouring places: the first, and of the others those before a damaged one.
     async fn read_places(&self, stream: StreamId, places: &[(u64, Place)]) -> Result<Vec<Chunk>, WalError> {
         let run: Vec<_> = places.iter().map(|(_, place)| (place.position, place.bytes)).collect();
         let frames = self.journal.read(run).await.map_err(|error| of_read(&error))?;
@@ -435,11 +431,16 @@ impl Shared {
         };
         let mut chunks = Vec::with_capacity(frames.len());
         for (frame, (number, place)) in frames.into_iter().zip(places) {
-            let chunk = Chunk::in_buffer(frame, buffer_bytes)?.compact();
-            if (chunk.stream(), chunk.number()) != (stream, *number) {
-                return Err(WalError::Corrupt(format!("position {} holds another chunk", place.position)));
+            let chunk =
+                Chunk::in_buffer(frame, buffer_bytes).and_then(|chunk| match chunk.stream() == stream {
+                    true if chunk.number() == *number => Ok(chunk.compact()),
+                    _ => Err(WalError::Corrupt(format!("position {} holds another chunk", place.position))),
+                });
+            match chunk {
+                Ok(chunk) => chunks.push(chunk),
+                Err(_) if !chunks.is_empty() => break,
+                Err(error) => return Err(error),
             }
-            chunks.push(chunk);
         }
         Ok(chunks)
     }

@@ -1,10 +1,13 @@
 //! On the real disk, with real threads.
 
+use std::io::IoSlice;
 use std::sync::Arc;
 
+use isobar_host::disk::Open;
 use isobar_host::{AlignedBuf, Host};
 use parking_lot::Mutex;
 
+use crate::segment::FIRST_OFFSET;
 use crate::*;
 
 fn frame(number: u64, bytes: usize) -> Frame {
@@ -71,6 +74,35 @@ async fn what_was_acknowledged_is_there_after_reopening_in_order_and_readable() 
     for ((position, meta), (number, written)) in found.iter().zip(&acked) {
         assert_eq!((*position, &meta[..8]), (written.position, &number.to_le_bytes()[..]));
     }
+    journal.close().await;
+}
+
+#[tokio::test]
+async fn a_read_of_many_returns_those_before_the_damaged_one_and_counts_it_when_it_is_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { first_segment_bytes: 256 << 10, ..small() };
+    let metrics = options.metrics.clone();
+    let (journal, _, _) = open(dir.path(), options).await;
+    let mut places = Vec::new();
+    for number in 0..6 {
+        let written = journal.append_wait(frame(number, 5000)).await.unwrap();
+        places.push((written.position, written.len));
+    }
+    let damaged = 3;
+    let host = Host::real();
+    let segments = host.disk().list(dir.path()).unwrap();
+    let segment = segments.iter().filter(|name| name.ends_with(".seg")).min().unwrap();
+    let file = host.disk().open(&dir.path().join(segment), Open::READ_WRITE).unwrap();
+    let in_its_content = FIRST_OFFSET + places[damaged].0 - places[0].0 + 4200;
+    file.write_at(&[IoSlice::new(&[0xa5; 20])], in_its_content).unwrap();
+
+    let read = journal.read(places.clone()).await.unwrap();
+    assert_eq!(read.len(), damaged);
+    assert_eq!(journal.read(places[1..=damaged].to_vec()).await.unwrap().len(), damaged - 1);
+    assert_eq!(metrics.corrupt_reads.get(), 0);
+    assert!(matches!(journal.read(places[damaged..].to_vec()).await, Err(JournalError::Corrupt { .. })));
+    assert_eq!(metrics.corrupt_reads.get(), 1);
+    assert_eq!(journal.read(places[damaged + 1..].to_vec()).await.unwrap().len(), 2);
     journal.close().await;
 }
 
