@@ -5,6 +5,7 @@ VERSITYGW, for a store that speaks S3.
 """
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ import pathlib
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -26,6 +28,15 @@ from stores import Versitygw  # noqa: E402
 
 BINARY = os.environ.get("ISOBAR_BIN", str(CACHE / "target/ci/isobar"))
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+ROLES = ("broker", "wal", "metadata")
+# The roles of each node.
+LAYOUTS = {
+    "all": [ROLES] * 3,
+    "roles": [("metadata",)] * 3 + [("wal",)] * 3 + [("broker",)] * 2,
+}
+# linux/loop.h: struct loop_info64, and where lo_sizelimit is in it.
+LOOP_SET_STATUS64, LOOP_GET_STATUS64 = 0x4C04, 0x4C05
+LOOP_INFO, LOOP_SIZELIMIT = struct.Struct("=5Q4I64s64s32s2Q"), 4
 
 
 class Died(Exception):
@@ -39,8 +50,9 @@ def mount(arguments):
 class Node:
     """`space`: the network that its process lives in, as a function that a child calls. `clock`: the file that sets its clock."""
 
-    def __init__(self, node_id, directory, kafka, admin, env, space=None):
+    def __init__(self, node_id, directory, kafka, admin, env, space=None, roles=ROLES, binary=BINARY):
         self.id, self.directory, self.kafka, self.admin, self.env, self.space = node_id, directory, kafka, admin, env, space
+        self.roles, self.binary = roles, binary
         self.log = directory / f"node-{node_id}.log"
         # As `cluster init` writes it.
         self.data = directory / f"isobar-{node_id}"
@@ -55,7 +67,7 @@ class Node:
 
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [BINARY, "serve", "--config", f"node-{self.id}.toml"],
+                [self.binary, "serve", "--config", f"node-{self.id}.toml"],
                 cwd=self.directory, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 preexec_fn=prepare,
             )
@@ -75,16 +87,43 @@ class Node:
     def own_disk(self, mebibytes):
         """Its data directory becomes a file system of its own, so that it can be full. It lies in memory, so that what else this
         machine's disk does is not taken for the node's."""
-        memory = self.directory / f"disk-{self.id}"
-        image = memory / "image"
-        memory.mkdir()
+        self.image.parent.mkdir()
         self.data.mkdir()
-        mount(["-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", memory])
-        with open(image, "wb") as file:
+        mount(["-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", self.image.parent])
+        with open(self.image, "wb") as file:
             file.truncate((mebibytes - 16) << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True, stdin=subprocess.DEVNULL)
-        mount(["-o", "loop", image, self.data])
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", self.image], check=True, stdin=subprocess.DEVNULL)
+        mount(["-o", "loop", self.image, self.data])
         (self.data / "lost+found").rmdir()
+
+    @property
+    def image(self):
+        """Of the file system that its data directory may be."""
+        return self.directory / f"disk-{self.id}" / "image"
+
+    def fail_disk(self, fails):
+        """From now on each read and write of the disk itself fails, as if its cable were out: what the page cache held and was
+        not written yet is lost, as after any failed sync. Or it is in again."""
+        device = self.data.stat().st_dev
+        name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+        fd = os.open(f"/dev/{name}", os.O_RDWR)
+        try:
+            info = bytearray(LOOP_INFO.size)
+            fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
+            fields = list(LOOP_INFO.unpack(info))
+            fields[LOOP_SIZELIMIT] = 4096 if fails else 0
+            fcntl.ioctl(fd, LOOP_SET_STATUS64, LOOP_INFO.pack(*fields))
+        finally:
+            os.close(fd)
+
+    def mount_again(self):
+        """What a machine does that starts after such an end: nothing in memory, and a look at the file system."""
+        subprocess.run(["umount", self.data], check=True)
+        # 1: it was repaired.
+        done = subprocess.run(["e2fsck", "-fy", self.image], capture_output=True, text=True, check=False)
+        if done.returncode > 1:
+            raise Died(f"e2fsck of node {self.id}'s disk ended with {done.returncode}: {done.stdout}{done.stderr}")
+        mount(["-o", "loop", self.image, self.data])
 
     def give_back_disk(self, keep):
         """Its data is in its directory again, on the disk, if it is to be kept."""
@@ -92,7 +131,7 @@ class Node:
             kept = self.directory / f"kept-{self.id}"
             if keep:
                 shutil.copytree(self.data, kept)
-            for path in (self.data, self.directory / f"disk-{self.id}"):
+            for path in (self.data, self.image.parent):
                 subprocess.run(["umount", path], check=True)
                 path.rmdir()
             if keep:
@@ -159,11 +198,13 @@ class S3Store:
 
 
 class Cluster:
-    """Three nodes with all roles, one a zone, on a bucket: of an S3 server, or a directory that they share."""
+    """Nodes of a layout in three zones, on a bucket: of an S3 server, or a directory that they share. `binary`: what they run at
+    first, all of them."""
 
-    def __init__(self, directory, store="file", net=None, settings=None, size=3):
+    def __init__(self, directory, store="file", net=None, settings=None, layout=LAYOUTS["all"], binary=BINARY):
         self.directory, self.net = directory, net
         self.store = S3Store(directory / "store", STORE if net else "127.0.0.1") if store == "s3" else None
+        size = len(layout)
         ids = range(1, size + 1)
         if net:
             rpc, kafka, admin = ([f"{net.address(n)}:{port}" for n in ids] for port in (9093, 9092, ADMIN_PORT))
@@ -171,21 +212,32 @@ class Cluster:
             ports = free_ports(3 * size)
             rpc, kafka, admin = ([f"127.0.0.1:{port}" for port in ports[i * size : (i + 1) * size]] for i in range(3))
         url = self.store.url if self.store else f"file://{directory}/bucket"
-        init = [BINARY, "cluster", "init", "--store", url, "--out", str(directory)]
-        for n in ids:
-            init += ["--node", f"{n}@{rpc[n - 1]}", "--zone", f"zone-{n}"]
+        init = [binary, "cluster", "init", "--store", url, "--out", str(directory)]
+        for n, roles in zip(ids, layout):
+            init += ["--node", f"{n}@{rpc[n - 1]}", "--zone", f"zone-{(n - 1) % 3 + 1}"]
+            # A binary of before there were roles has all of them.
+            init += ["--roles", ",".join(roles)] if roles != ROLES else []
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
         self.nodes = []
-        for n in ids:
+        for n, roles in zip(ids, layout):
             # `cluster init` gives Kafka's ports; several clusters may be on this machine.
-            env = {"ISOBAR_LISTENERS_KAFKA": kafka[n - 1], "ISOBAR_LISTENERS_ADMIN": admin[n - 1], **(settings or {})}
+            env = {"ISOBAR_LISTENERS_ADMIN": admin[n - 1], **(settings or {})}
+            env |= {"ISOBAR_LISTENERS_KAFKA": kafka[n - 1]} if "broker" in roles else {}
             env |= self.store.env if self.store else {}
             space = functools.partial(net.enter, n) if net else None
-            self.nodes.append(Node(n, directory, kafka[n - 1], admin[n - 1], env, space))
+            self.nodes.append(Node(n, directory, kafka[n - 1], admin[n - 1], env, space, roles, binary))
+
+    def having(self, role):
+        return [node for node in self.nodes if role in node.roles]
+
+    @property
+    def zones(self):
+        """Those of the brokers."""
+        return tuple(f"zone-{(node.id - 1) % 3 + 1}" for node in self.having("broker"))
 
     @property
     def bootstrap(self):
-        return ",".join(node.kafka for node in self.nodes)
+        return ",".join(node.kafka for node in self.having("broker"))
 
     def start(self):
         for node in self.nodes:
@@ -214,18 +266,18 @@ class Cluster:
                     return self.nodes[line["id"] - 1]
         return None
 
-    def wait_whole(self, seconds=60):
-        """Every node says that nothing is wrong, and so does the command."""
+    def wait_whole(self, seconds=60, but=None):
+        """Every node says that nothing is wrong, and so does the command; or nothing `but` what has these words."""
         deadline = time.monotonic() + seconds
         for node in self.nodes:
-            while (standing := self.standing(node)) is None or standing["wrong"]:
+            while (standing := self.standing(node)) is None or [w for w in standing["wrong"] if not (but and but in w)]:
                 if not node.alive:
                     raise Died(f"node {node.id} ended by itself with {node.process.poll()}:\n{node.tail()}")
                 if time.monotonic() > deadline:
                     raise Died(f"not whole after {seconds} s, says node {node.id}: {standing}\n{node.tail()}")
                 time.sleep(0.05)
         # The command says the same. A node that was cut off may be suspect for another moment.
-        while (said := self.command(self.nodes[0], "status"))[0] != 0:
+        while but is None and (said := self.command(self.nodes[0], "status"))[0] != 0:
             if time.monotonic() > deadline:
                 raise Died(f"cluster status ends with {said[0]} after {seconds} s: {said[1]}")
             time.sleep(0.05)

@@ -1,7 +1,8 @@
-"""Breaks a cluster of three nodes under load, and checks that clients saw nothing that a right log cannot show.
+"""Breaks a cluster under load, and checks that clients saw nothing that a right log cannot show.
 
     python chaos/run.py [--rounds 10] [--seed N] [--faults kill,partition,…] [--rate 1500] [--longest SECONDS] [--store s3|file]
-                        [--no-netns] [--keep DIR] [--report DIR] [--results FILE]          --list says which faults there are
+                        [--layout all|roles] [--from OLD_BINARY] [--no-netns] [--keep DIR] [--report DIR] [--results FILE]
+                                                                                     --list says which faults there are
 
 Each round is one fault of faults.py and its healing; the next comes when every node says that nothing is wrong, every producer
 has written to every partition again and the reader has read. The clients are those of tests/crash (idempotent and plain
@@ -38,7 +39,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "crash"), str(HERE.parent
 import net  # noqa: E402
 import report  # noqa: E402
 from clients import Client, Load, Member, Observer, Reader, Sender, drain  # noqa: E402
-from cluster import BINARY, FAKETIME, Cluster, Died  # noqa: E402
+from cluster import BINARY, FAKETIME, LAYOUTS, Cluster, Died  # noqa: E402
 from faults import FAULTS, Scene  # noqa: E402
 from history import Recorder, check  # noqa: E402
 from store_faults import fsck  # noqa: E402
@@ -126,8 +127,9 @@ class Run:
             "ISOBAR_CACHE_MEMORY": self.random.choice(("1MiB", "64MiB")),
             "ISOBAR_UPLOAD_INTERVAL": self.random.choice(("200ms", "1s", "3s")),
         }
-        self.net = net.Net(3) if net.is_own() else None
-        self.cluster = Cluster(directory, args.store, self.net, self.settings)
+        layout = LAYOUTS[args.layout]
+        self.net = net.Net(len(layout)) if net.is_own() else None
+        self.cluster = Cluster(directory, args.store, self.net, self.settings, layout, args.old or BINARY)
         for node in self.cluster.nodes:
             if args.memory_disks:
                 node.own_disk(DISK_MIB)
@@ -139,7 +141,7 @@ class Run:
         self.load = Load(self.recorder, self.cluster.bootstrap, TOPICS, args.seed)
         self.load.rate = args.rate
         # Clients without one stay with the broker that they asked: at last all of them with one.
-        self.load.zones = tuple(f"zone-{node.id}" for node in self.cluster.nodes)
+        self.load.zones = self.cluster.zones
         self.rounds, self.load_ended_s, self.panics = [], None, collections.Counter()
 
     def run(self):
@@ -174,7 +176,10 @@ class Run:
                 self.fsck()
 
     def order(self):
-        """The faults in turn if they were named, else each time in another order; with --pairs another one beside each."""
+        """The faults in turn if they were named, else each time in another order; with --pairs another one beside each. An upgrade is
+        the first of all, and there is one."""
+        if self.args.old:
+            yield FAULTS["upgrade"]
         aside = [fault for fault in self.args.faults if not fault.starts]
         while True:
             for fault in self.args.faults if self.args.named else self.random.sample(self.args.faults, len(self.args.faults)):
@@ -185,7 +190,7 @@ class Run:
     def round(self, number, fault):
         # A round does the same whatever came before it.
         rng = random.Random(f"{self.args.seed}/{number}")
-        leader, chosen = self.cluster.leader(), rng.choice(self.cluster.nodes)
+        leader, chosen = self.cluster.leader(), rng.choice(self.cluster.having(fault.on) or self.cluster.nodes)
         node = leader if fault.on == "leader" and leader else chosen
         scene = Scene(self.cluster, rng, self.args.longest, self.load.problem)
         time.sleep(1.5)
@@ -276,6 +281,7 @@ def there_is(need, args, no_network):
         "net": no_network,
         "s3": None if args.store == "s3" else "the store is a directory",
         "disks": "--real-disk" if args.real_disk else no_disks(no_network),
+        "old": "it is the first one, once, with --from",
         "clocks": None if os.path.exists(FAKETIME) else f"no {FAKETIME}",
     }[need]
 
@@ -289,13 +295,21 @@ def parse_args():
     parser.add_argument("--rate", type=float, default=1500, help="records a second, all producers together")
     parser.add_argument("--longest", type=float, default=60, help="seconds that a fault lasts at most")
     parser.add_argument("--store", choices=("s3", "file"), help="default: s3 if VERSITYGW names the program")
+    parser.add_argument("--layout", choices=LAYOUTS, default="all", help="three nodes with all roles, or 3 metadata, 3 wal, 2 broker")
+    parser.add_argument("--from", dest="old", metavar="BINARY", help="an older isobar: nodes begin with it, and are upgraded first")
     parser.add_argument("--no-netns", action="store_true", help="nodes on loopback, no faults of the network")
     parser.add_argument("--real-disk", action="store_true", help="nodes' directories on this machine's disk, not in memory")
     parser.add_argument("--keep", help="directory for history and logs; kept")
     parser.add_argument("--report", help="directory for a page that shows the run, and what it was made from")
     parser.add_argument("--results", help="a line of JSON is added to this file")
     parser.add_argument("--list", action="store_true", help="the faults that there are")
-    args = parser.parse_args()
+    parser.add_argument("--bench", action="store_true", help="kills during a benchmark: benches/cluster/run.sh with what else is given")
+    args, others = parser.parse_known_args()
+    if args.bench:
+        bench = HERE.parent / "benches" / "cluster" / "run.sh"
+        os.execv(bench, [str(bench), *others])
+    if others:
+        parser.error(f"unknown: {' '.join(others)}")
     args.store = args.store or ("s3" if os.environ.get("VERSITYGW") else "file")
     no_network = "--no-netns" if args.no_netns else None if net.is_own() else net.missing()
     if args.list:

@@ -75,6 +75,9 @@ pub(crate) struct About {
     /// Why that takes nothing any more.
     #[prost(string, optional, tag = "5")]
     pub(crate) wal_stopped: Option<String>,
+    /// Its wall clock as it answered; 0: its release does not tell it.
+    #[prost(int64, tag = "6")]
+    pub(crate) clock_ms: i64,
 }
 
 /// What is to be done to a node.
@@ -210,6 +213,7 @@ impl Membership {
             roles: self.inner.roles.names(),
             directory: replica.map(LocalReplica::directory),
             wal_stopped: replica.and_then(LocalReplica::stopped),
+            clock_ms: self.inner.host.now_ms(),
         }
     }
 

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 
 use crate::membership::About;
 
+/// A clock that is further off is told; the answers that tell them may lie a second apart.
+const CLOCK_OFF_MS: i64 = 10_000;
+
 /// What node `me` knows beside its image.
 pub(crate) struct Seen<'a> {
     pub(crate) me: u64,
@@ -108,12 +111,29 @@ fn wrong(seen: &Seen<'_>, image: &Image) -> Vec<String> {
     }
     if image.expiry_held_until_ms() > 0 {
         wrong.push(
-            "the clock of a metadata leader jumped by more than ten minutes: nothing expires until it is trusted again; \
-             look at the nodes' clocks"
+            "the clocks of most metadata nodes jumped by more than ten minutes: nothing expires until they are trusted \
+             again; look at the nodes' clocks"
                 .to_owned(),
         );
     }
+    wrong.extend(wrong_clocks(seen));
     wrong
+}
+
+/// Metadata's time is the median of its voters' clocks; but brokers write their own into what they answer.
+fn wrong_clocks(seen: &Seen<'_>) -> Vec<String> {
+    let told =
+        || seen.said.iter().map(|(id, about)| (*id, about.clock_ms)).filter(|(_, clock_ms)| *clock_ms > 0);
+    let mut clocks: Vec<i64> = told().map(|(_, clock_ms)| clock_ms).collect();
+    clocks.sort_unstable();
+    let Some(median_ms) = clocks.get(clocks.len() / 2).copied() else { return Vec::new() };
+    let off =
+        told().map(|(id, clock_ms)| (id, clock_ms - median_ms)).filter(|(_, off)| off.abs() > CLOCK_OFF_MS);
+    off.map(|(id, off_ms)| {
+        let (seconds, side) = (off_ms.abs() / 1000, if off_ms > 0 { "ahead of" } else { "behind" });
+        format!("the clock of node {id} is {seconds} s {side} the others': see that its time service runs")
+    })
+    .collect()
 }
 
 fn wrong_with(member: &MemberInfo, seen: &Seen<'_>, image: &Image) -> Option<String> {
@@ -178,5 +198,22 @@ mod tests {
         assert_eq!(unled["nodes"][2]["metadata"], "voter");
         let led = answer(&Leader { id: Some(2), ..Leader::default() });
         assert_eq!(led["nodes"][1]["metadata"], "leader");
+    }
+
+    #[test]
+    fn a_clock_that_is_far_off_is_told() {
+        let at = |clock_ms| About { clock_ms, ..About::default() };
+        let said =
+            |clocks: &[(u64, i64)]| clocks.iter().map(|(id, ms)| (*id, at(1_000_000_000 + ms))).collect();
+        let leader = Leader::default();
+        let wrong = |said: BTreeMap<u64, About>| {
+            wrong_clocks(&Seen { me: 1, members: &[], leader: &leader, said: &said })
+        };
+        assert!(wrong(said(&[(1, 0), (2, 9_000), (3, -9_000)])).is_empty());
+        let told = wrong(said(&[(1, -7_200_000), (2, 50), (3, 0)]));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("the clock of node 1 is 7200 s behind the others'"), "{}", told[0]);
+        let of_older_releases = BTreeMap::from([(1, About::default()), (2, at(5))]);
+        assert!(wrong(of_older_releases).is_empty());
     }
 }

@@ -25,6 +25,7 @@
 
 pub mod archive;
 mod barrier;
+mod clocks;
 mod effects;
 mod error;
 mod format;

@@ -217,6 +217,10 @@ impl Machine {
         self.state.lock().membership.clone()
     }
 
+    pub(crate) fn voters(&self) -> Vec<u64> {
+        self.state.lock().membership.membership().voter_ids().collect()
+    }
+
     /// An image, and the stream that goes on where it ends.
     pub(crate) fn subscribe(&self) -> (Image, EffectStream) {
         let state = self.state.lock();

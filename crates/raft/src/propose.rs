@@ -322,13 +322,6 @@ pub(crate) async fn sweep(
     }
 }
 
-/// The time of an entry, wall clock in ms: the leader's. It is to become the median of the voters' clocks (DESIGN.md,
-/// invariant 8), which followers can report in their answers to appends. The state machine takes the maximum of this and
-/// its time so far, so that a leader whose clock is behind does not set it back.
-fn entry_time_ms(host: &Host) -> i64 {
-    host.now_ms()
-}
-
 /// What takes commands from the queue.
 pub(crate) struct Proposer {
     pub(crate) queue: Arc<Queue>,
@@ -387,7 +380,8 @@ impl Proposer {
     /// Hands one entry to openraft. False: openraft has stopped.
     async fn propose(&self, commands: Vec<Waiting>, slot: OwnedSemaphorePermit) -> bool {
         let (envelopes, asked) = split(commands);
-        let command = Command::new(MetadataEntry::new(entry_time_ms(&self.host), envelopes));
+        let now_ms = self.lead.remote.as_ref().map_or_else(|| self.host.now_ms(), |r| r.entry_time_ms());
+        let command = Command::new(MetadataEntry::new(now_ms, envelopes));
         self.queue.metrics.entries.inc();
         self.queue.metrics.entry_bytes.inc_by(command.bytes().len() as u64);
         let answers = self.answers(asked, slot);

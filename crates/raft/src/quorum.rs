@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::archive::{Archive, ArchiveOptions, Archiver, Member};
 use crate::barrier::{self, Barriers};
+use crate::clocks::Clocks;
 use crate::effects::EffectStream;
 use crate::error::{ProposeError, RaftError};
 use crate::format::FormatRecord;
@@ -114,6 +115,7 @@ impl Quorum {
                 cluster_incarnation: format.cluster.incarnation,
                 incarnation: format.incarnation(),
                 machine: Arc::clone(&machine),
+                clocks: Clocks::new(tokio::time::Instant::now()),
                 metrics: Arc::clone(&metrics),
             })
         });

@@ -29,6 +29,7 @@ use isobar_host::Host;
 use isobar_rpc::{CallError, Channel, Method, Rpc};
 use tokio::time::Instant;
 
+use crate::clocks::Clocks;
 use crate::machine::Machine;
 use crate::metrics::RaftMetrics;
 use crate::types::Peer;
@@ -102,10 +103,17 @@ pub(crate) struct Remote {
     pub(crate) cluster_incarnation: u32,
     pub(crate) incarnation: [u8; 16],
     pub(crate) machine: Arc<Machine>,
+    pub(crate) clocks: Clocks,
     pub(crate) metrics: Arc<RaftMetrics>,
 }
 
 impl Remote {
+    /// The time of an entry, wall clock in ms. The state machine takes the maximum of it and its time so far.
+    pub(crate) fn entry_time_ms(&self) -> i64 {
+        let voters = self.machine.voters();
+        self.clocks.median_ms(&voters, self.node_id, self.host.now_ms(), Instant::now())
+    }
+
     /// What a message to the directory `to` begins with; `None`: whichever it is.
     pub(crate) fn route(&self, to: Option<&[u8; 16]>) -> Route {
         Route {

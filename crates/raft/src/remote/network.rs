@@ -88,8 +88,8 @@ impl Link {
     fn send_append(&self, request: &AppendEntriesRequest<Types>) -> Result<Sent, RPCError<Types>> {
         let remote = self.remote()?;
         let route = remote.route(Some(&self.peer.incarnation));
-        let body =
-            wire::encode_append(route, request, remote.machine.standing(), remote.machine.archive.known());
+        let (standing, archived) = (remote.machine.standing(), remote.machine.archive.known());
+        let body = wire::encode_append(route, request, standing, archived, remote.host.now_ms());
         let (tell, answer) = oneshot::channel();
         let sent = Sent {
             previous: request.prev_log_id,
@@ -113,9 +113,11 @@ impl Link {
         let dropped = |_| Err(CallError::Lost("the transport dropped the call".to_owned()));
         let body = answer.unwrap_or_else(dropped).map_err(|error| rpc_error(&error))?;
         let (answer, _): (wire::AppendAnswer, _) = wire::decode(&body).map_err(malformed)?;
+        let remote = self.remote()?;
         if let Some(position) = answer.position {
-            self.remote()?.machine.compare(self.target, position);
+            remote.machine.compare(self.target, position);
         }
+        remote.clocks.heard(self.target, answer.clock_ms, Instant::now());
         answer.response().map_err(malformed)
     }
 

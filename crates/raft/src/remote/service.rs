@@ -239,6 +239,7 @@ impl Inbound {
                     if head.archived > 0 {
                         self.remote.machine.archived_elsewhere(head.archived);
                     }
+                    self.remote.clocks.heard(from, head.clock_ms, Instant::now());
                     Incoming::Append(request)
                 }
                 _ if method == wire::VOTE.method => {
@@ -408,12 +409,11 @@ async fn answer(message: ToRaft, raft: Raft, remote: Arc<Remote>) {
     let failed = |error: &dyn std::fmt::Display| refuse(refusal::FAILED, error.to_string());
     match message {
         ToRaft::Append(request, reply) => {
-            let answer = raft.append_entries(request).await;
-            reply.send(
-                answer.map_err(|error| failed(&error)).map(|response| {
-                    wire::encode(&wire::AppendAnswer::of(&response, remote.machine.standing()))
-                }),
-            );
+            let answer = raft.append_entries(request).await.map_err(|error| failed(&error));
+            reply.send(answer.map(|response| {
+                let (standing, clock_ms) = (remote.machine.standing(), remote.host.now_ms());
+                wire::encode(&wire::AppendAnswer::of(&response, standing, clock_ms))
+            }));
         }
         ToRaft::Vote(request, reply) => {
             let answer = raft.vote(request).await.map_err(|error| failed(&error));

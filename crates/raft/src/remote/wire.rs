@@ -109,6 +109,9 @@ pub(crate) struct Append {
     /// Up to where the leader has archived the log; 0: it does not know.
     #[prost(uint64, tag = "7")]
     pub(crate) archived: u64,
+    /// The leader's wall clock; 0: its release does not tell it.
+    #[prost(int64, tag = "8")]
+    pub(crate) clock_ms: i64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
@@ -134,6 +137,9 @@ pub(crate) struct AppendAnswer {
     /// Where the follower's state machine stands.
     #[prost(message, optional, tag = "4")]
     pub(crate) position: Option<Position>,
+    /// The follower's wall clock; 0: its release does not tell it.
+    #[prost(int64, tag = "5")]
+    pub(crate) clock_ms: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -360,6 +366,7 @@ pub(crate) fn encode_append(
     request: &AppendEntriesRequest<Types>,
     position: Position,
     archived: u64,
+    clock_ms: i64,
 ) -> Vec<Bytes> {
     let head_of = |entry: &LogEntry| {
         let (command_bytes, membership) = match &entry.payload {
@@ -378,6 +385,7 @@ pub(crate) fn encode_append(
         entries: request.entries.iter().map(head_of).collect(),
         position: Some(position),
         archived,
+        clock_ms,
     };
     let mut body = Body::new(&head);
     for entry in &request.entries {
@@ -422,7 +430,7 @@ pub(crate) fn decode_append(body: &Bytes) -> Result<(AppendEntriesRequest<Types>
 }
 
 impl AppendAnswer {
-    pub(crate) fn of(response: &AppendEntriesResponse<Types>, position: Position) -> Self {
+    pub(crate) fn of(response: &AppendEntriesResponse<Types>, position: Position, clock_ms: i64) -> Self {
         let (outcome, matched, vote) = match response {
             AppendEntriesResponse::Success => (AppendOutcome::Success, None, None),
             AppendEntriesResponse::PartialSuccess(matched) => (AppendOutcome::Partial, record(matched), None),
@@ -431,7 +439,7 @@ impl AppendAnswer {
                 (AppendOutcome::HigherVote, None, Some(VoteRecord::of(vote)))
             }
         };
-        Self { outcome: outcome as i32, matched, vote, position: Some(position) }
+        Self { outcome: outcome as i32, matched, vote, position: Some(position), clock_ms }
     }
 
     pub(crate) fn response(&self) -> Result<AppendEntriesResponse<Types>, String> {
@@ -592,12 +600,13 @@ mod tests {
                 leader_commit: None,
             };
             let position = Position { index: 5, hash: 6 };
-            let parts = encode_append(route(), &request, position, 11);
+            let parts = encode_append(route(), &request, position, 11, 12);
             let body = Bytes::from(parts.concat());
             let (read, head) = decode_append(&body).expect("it is read");
             prop_assert_eq!(read.entries, request.entries);
             prop_assert_eq!((read.vote, read.prev_log_id), (request.vote, request.prev_log_id));
             prop_assert_eq!((head.position, head.archived, head.route), (Some(position), 11, route()));
+            prop_assert_eq!(head.clock_ms, 12);
         }
 
         #[test]
@@ -608,7 +617,7 @@ mod tests {
                 entries: entries(&[1000, 0, 2000]),
                 leader_commit: None,
             };
-            let whole = encode_append(route(), &request, Position::default(), 0).concat();
+            let whole = encode_append(route(), &request, Position::default(), 0, 0).concat();
             let short = Bytes::from(whole[..cut.min(whole.len() - 1)].to_vec());
             prop_assert!(decode_append(&short).is_err());
             let mut broken = whole;

@@ -252,6 +252,13 @@ impl Cluster {
         self.until(20_000, "answers", |c| c.acked() >= wanted)
     }
 
+    /// How far metadata's time is from the world's: the same at any time while it goes with that. And whether expiry is held.
+    fn time_off(&self) -> (i64, bool) {
+        let newest = self.slots.lock().values().max_by_key(|quorum| quorum.position().0).cloned();
+        let (image, _) = newest.expect("a member").subscribe();
+        (image.time_ms() - (self.world.now_us() / 1000) as i64, image.expiry_held_until_ms() > 0)
+    }
+
     /// Stops the load and waits until all members that are up stand at the same place with the same hash.
     fn settle(&mut self, members: usize) {
         self.told.lock().quiet = true;
@@ -319,6 +326,45 @@ fn a_killed_leader_is_replaced_and_nothing_is_lost() {
     }
     println!("slowest: {slowest} ms from the kill to the next answer");
     assert!(slowest < 1500, "{slowest} ms without a leader");
+}
+
+#[test]
+fn a_clock_that_is_wrong_does_not_move_metadatas_time() {
+    const FAR_MS: i64 = 2 * 3_600_000;
+    for seed in seeds(71, 1) {
+        let mut cluster = Cluster::new(seed);
+        cluster.until_acked(50);
+        let (before, _) = cluster.time_off();
+        let unmoved = |cluster: &Cluster, when: &str| {
+            let (now, held) = cluster.time_off();
+            assert!((now - before).abs() < 500 && !held, "seed {seed}, {when}: {now}, was {before}");
+        };
+        for wrong_ms in [FAR_MS, -FAR_MS] {
+            let leader = cluster.leader().expect("a leader");
+            cluster.world.shift_clock(NAMES[leader], wrong_ms);
+            cluster.until_acked(50);
+            unmoved(&cluster, "the leader's clock is wrong");
+            // Its successor knows its clock, and that of the third, which is the one that leads after that.
+            for _ in 0..2 {
+                let leads = cluster.leader().expect("a leader");
+                cluster.kill(leads);
+                cluster.until_acked(50);
+                unmoved(&cluster, "and a leader is gone");
+                cluster.boot(leads);
+                cluster.until(10_000, "its return", |c| c.slots.lock().len() == 3);
+                cluster.until_acked(50);
+                unmoved(&cluster, "and it is back");
+            }
+            cluster.world.shift_clock(NAMES[leader], 0);
+        }
+        // If most are wrong, so is the time.
+        for node in [0, 1] {
+            cluster.world.shift_clock(NAMES[node], FAR_MS);
+        }
+        cluster.until_acked(50);
+        let (now, held) = cluster.time_off();
+        assert!((now - before - FAR_MS).abs() < 500 && held, "seed {seed}: {now}, was {before}");
+    }
 }
 
 #[test]
