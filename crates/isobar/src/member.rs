@@ -1,7 +1,7 @@
 //! What a node of a cluster has beside what a node alone has: its transport, the others' WAL replicas, its heartbeats.
 //!
-//! Owns: the transport ([`isobar_rpc`]), the service WAL on it, the task that lets the node's own replica follow metadata, and
-//! the one that beats for the broker's session.
+//! Owns: the transport ([`isobar_rpc`]), the service WAL on it, the task that lets the node's own replica follow metadata, the
+//! one that gives it copies which others lost, and the one that beats for the broker's session.
 //!
 //! Invariants
 //! 1. Start order: transport, quorum ready (a barrier of this life), own replica reconciled and then served, writer, broker,
@@ -20,13 +20,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use isobar_broker::{Doubts, Ensembles, LiveImage};
 use isobar_host::{Host, Task, watch};
-use isobar_metadata::record::DirectoryState;
-use isobar_metadata::{ClusterFormat, DirectoryId, EffectKind, Image, SessionId, StreamId};
+use isobar_metadata::command::ReplaceReplica;
+use isobar_metadata::record::{DirectoryRecord, DirectoryState};
+use isobar_metadata::{
+    ClusterFormat, Command, CommandResult, DirectoryId, EffectKind, Envelope, Image, SessionId, StreamId,
+};
 use isobar_raft::{EffectStream, Heartbeats, LivenessLimits, Quorum, RaftNetwork};
 use isobar_rpc::{Rpc, RpcMetrics, RpcOptions, Secret, ServiceId};
 use isobar_store::{Bucket, MarkerFound, read_claim};
 use isobar_wal::{
-    Directories, Found, LocalReplica, QuorumMetrics, QuorumOptions, QuorumWal, Wal as _, WalService,
+    Directories, Found, LocalReplica, QuorumMetrics, QuorumOptions, QuorumWal, RepairOptions, RepairParts,
+    Truth, Wal as _, WalService, start_repairer,
 };
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -285,11 +289,15 @@ impl Directories for Nodes {
             return Found::Replica(Arc::new(local.clone()));
         }
         let record = self.image.with(|image| image.directory(directory).cloned());
-        let Some(record) = record.filter(|record| !record.is_removed()) else { return Found::Removed };
-        match u64::try_from(record.node_id).ok().and_then(|id| address_of(&self.quorum, id)) {
-            Some(address) => Found::Remote(self.rpc.peer(record.node_id, &address)),
-            None => Found::Unknown,
-        }
+        find_remote(&self.rpc, &self.quorum, record)
+    }
+}
+
+fn find_remote(rpc: &Rpc, quorum: &Quorum, record: Option<Arc<DirectoryRecord>>) -> Found {
+    let Some(record) = record.filter(|record| !record.is_removed()) else { return Found::Removed };
+    match u64::try_from(record.node_id).ok().and_then(|id| address_of(quorum, id)) {
+        Some(address) => Found::Remote(rpc.peer(record.node_id, &address)),
+        None => Found::Unknown,
     }
 }
 
@@ -366,6 +374,7 @@ pub(crate) struct Member {
     heartbeats: Heartbeats,
     listening: Task,
     following: Option<Task>,
+    repairing: Option<Task>,
     hearing: Task,
     doubts: Arc<Doubts>,
     beating: Arc<Mutex<Option<Task>>>,
@@ -392,6 +401,7 @@ impl Member {
             follow(host, local, effects, tell_over.clone())
         });
         let (heartbeats, listening) = Heartbeats::start(host, &quorum, &rpc, LivenessLimits::default());
+        let repairing = local.clone().map(|replica| repair(host, &rpc, &quorum, replica));
         let asker = quorum.node_id().wrapping_mul(ASKER);
         let nodes = Nodes { rpc: rpc.clone(), quorum, image: Arc::clone(&image), local };
         let metrics = QuorumMetrics::default();
@@ -401,8 +411,18 @@ impl Member {
         let ensembles = Chooser { wal: wal.clone(), image, asker };
         let (beating, doubts) = (Arc::default(), Arc::default());
         let hearing = hear(host, &rpc, &doubts);
-        let member =
-            Self { rpc, membership, heartbeats, listening, following, hearing, doubts, beating, tell_over };
+        let member = Self {
+            rpc,
+            membership,
+            heartbeats,
+            listening,
+            following,
+            repairing,
+            hearing,
+            doubts,
+            beating,
+            tell_over,
+        };
         (member, Writing { wal: Arc::new(wal), ensembles: Arc::new(ensembles) })
     }
 
@@ -443,12 +463,50 @@ impl Member {
 
     pub(crate) async fn stop(self) {
         self.stop_beating();
-        if let Some(following) = &self.following {
-            following.abort();
+        for task in self.following.iter().chain(&self.repairing) {
+            task.abort();
         }
         self.listening.abort();
         self.hearing.abort();
         self.rpc.stop().await;
+    }
+}
+
+/// Gives the node's replica what it should have of chunks that cannot be uploaded.
+fn repair(host: &Host, rpc: &Rpc, quorum: &Quorum, replica: LocalReplica) -> Task {
+    let members = Arc::new(Members { rpc: rpc.clone(), quorum: quorum.clone() });
+    let parts =
+        RepairParts { host: host.clone(), replica, directories: Arc::clone(&members) as _, truth: members };
+    start_repairer(parts, RepairOptions::default())
+}
+
+/// What a repairer knows: as of now, on a node without a broker too, whose image nobody moves on.
+struct Members {
+    rpc: Rpc,
+    quorum: Quorum,
+}
+
+impl Directories for Members {
+    fn find(&self, directory: DirectoryId) -> Found {
+        let record = self.image().directory(directory).cloned();
+        find_remote(&self.rpc, &self.quorum, record)
+    }
+}
+
+#[async_trait]
+impl Truth for Members {
+    fn image(&self) -> Image {
+        self.quorum.subscribe().0
+    }
+
+    async fn replace(&self, replace: ReplaceReplica) -> Result<(), String> {
+        let command = Envelope::unnumbered(Command::ReplaceReplica(replace));
+        match self.quorum.propose(command).await {
+            Ok(CommandResult::Done(outcome)) if outcome.error_code == 0 => Ok(()),
+            Ok(CommandResult::Done(outcome)) => Err(outcome.message.unwrap_or_default()),
+            Ok(other) => Err(format!("{other:?}")),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

@@ -24,8 +24,8 @@ pub const ENTRY_VERSION: u32 = 1;
 /// The feature level this binary implements. A cluster at a higher one must not be joined by this binary.
 ///
 /// 1: what issue 3 built. 2: soft delete, retention, the durability class `object`, compaction, index objects, archive.
-/// 3: WAL directories are drained and removed.
-pub const FEATURE_LEVEL: u32 = 3;
+/// 3: WAL directories are drained and removed. 4: a closed stream gets another replica for one that is lost.
+pub const FEATURE_LEVEL: u32 = 4;
 /// The largest encoded [`Entry`], in bytes.
 pub const MAX_ENTRY_BYTES: usize = 1 << 20;
 /// The most batches that one [`CommitChunk`] may sequence: with so many, each in a partition of its own and every number
@@ -84,7 +84,7 @@ pub struct Envelope {
     #[prost(
         oneof = "Command",
         tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, \
-                38, 39, 40, 41, 42, 43"
+                38, 39, 40, 41, 42, 43, 44"
     )]
     pub command: Option<Command>,
 }
@@ -188,4 +188,7 @@ pub enum Command {
     /// Level 3. Unnumbered.
     #[prost(message, tag = "43")]
     UpdateDirectory(UpdateDirectory),
+    /// Level 4. Unnumbered.
+    #[prost(message, tag = "44")]
+    ReplaceReplica(ReplaceReplica),
 }

@@ -260,6 +260,7 @@ impl StateMachine {
             Command::RaiseIncarnation(c) => self.raise_incarnation(c.incarnation),
             Command::ArchiveAdvanced(c) => self.archive_advanced(c),
             Command::UpdateDirectory(c) => self.update_directory(c),
+            Command::ReplaceReplica(c) => self.replace_replica(c),
             other => match self.expiry(other) {
                 Some(result) => result,
                 None => return refuse(RefusalKind::Malformed, 0),
@@ -351,6 +352,7 @@ fn feature_of(command: &Command) -> u32 {
         | Command::CommitIndex(_)
         | Command::ArchiveAdvanced(_) => 2,
         Command::UpdateDirectory(_) => 3,
+        Command::ReplaceReplica(_) => 4,
         Command::CommitChunk(c) if c.object.is_some() => 2,
         Command::MoveLogStart(c) if c.reason != LogStartReason::DeleteRecords as i32 => 2,
         _ => 1,

@@ -3,7 +3,7 @@
 //! Models: `metadata/recover.rs` and `state/follow.rs` (the cut, what is taken from behind it), `metadata/image.rs`
 //! (`recovery_cut`), `raft/archive/task.rs`, `store/delete.rs` and `store/claim.rs` (what the old leader archives and deletes, and
 //! when it looks at the claim), `isobar/recover.rs` (claim, then read). Two partitions; each entry of the old log is a commit, a
-//! swap to an object, a merge, a Wal→Wal swap, or a log start that moves. The old cluster is never told that it is dead: it goes on
+//! swap to an object, a merge, a Wal→Wal swap (which the code can do without so far), or a log start that moves. The old cluster is never told that it is dead: it goes on
 //! until it looks, and what it had decided before it looked may still happen. The new one commits and uploads one batch.
 //!
 //! Leaves out: snapshots of the archive, damaged pieces, topics that are deleted, several recoveries, groups (which are cut

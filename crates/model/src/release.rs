@@ -2,8 +2,8 @@
 //!
 //! Models: `wal/quorum/stream.rs` and `wal/index.rs` (who acknowledges, what a replica drops), `metadata/state/commits.rs` (commit,
 //! closing of streams), `state/objects.rs` and `state/compaction.rs` (swaps, expiry, deletes), `store/upload.rs`, `store/delete.rs`,
-//! `wal/quorum/read.rs` and `broker/fetch/read.rs` (reads, "not found"); the Wal→Wal swap of DESIGN.md section 4 ("A replica that
-//! fails"), which the code does not have yet. One chunk, three nodes, a stream on all three and a `repair` stream.
+//! `wal/quorum/read.rs` and `broker/fetch/read.rs` (reads, "not found"); `wal/repair.rs` and `replace_replica` (a replica in the
+//! place of a lost one). One chunk, a stream on three nodes, and one node more.
 //!
 //! Commands come as late and as often as they like: the numbers that would stop repeats are [`crate::commit`]'s. What a store was
 //! sent lands at any time, or never.
@@ -34,7 +34,7 @@ pub struct Scene {
     pub wipes: u8,
     /// A bit flips in a replica's copy.
     pub flips: bool,
-    /// The chunk is appended again to another stream, and swapped.
+    /// Replicas are named in the place of others.
     pub repair: bool,
     /// Node 0 is drained and removed.
     pub drain: bool,
@@ -61,11 +61,11 @@ impl Scene {
     pub const WRITE: Self = Self { wipes: 1, flips: true, compaction: true, deletion: true, ..Self::NONE };
     /// Two stores, of which one is lost.
     pub const STORES: Self = Self { stores: 2, wipes: 1, flips: true, deletion: true, ..Self::NONE };
-    /// Bytes that move from stream to stream, and a replica that is removed.
+    /// Replicas that take the place of others, and one that is removed.
     pub const REPAIR: Self = Self { wipes: 2, repair: true, drain: true, ..Self::NONE };
     /// A reader, among releases, merges and deletes.
     pub const READ: Self = Self { flips: true, compaction: true, reader: true, deletion: true, ..Self::NONE };
-    /// A reader, while the bytes move to another stream and a disk dies.
+    /// A reader, while replicas take the place of others and a disk dies.
     pub const MOVE: Self = Self { wipes: 1, repair: true, reader: true, ..Self::NONE };
 }
 
@@ -91,13 +91,8 @@ pub enum Action {
     Commit,
     /// The session is fenced, and its stream closed.
     Fence,
-    /// A replica drops its copy of a stream's chunk.
-    Drop {
-        /// Whose.
-        node: u8,
-        /// 0, or 1: the repair's.
-        stream: u8,
-    },
+    /// A replica drops its copy.
+    Drop(u8),
     /// A disk is lost for good; its node comes back with an empty one.
     Wipe(u8),
     /// A bit flips in a copy.
@@ -123,14 +118,15 @@ pub enum Action {
     Merge,
     /// A store is lost for good.
     LoseStore(u8),
-    /// A repair stream is opened.
-    OpenRepair,
-    /// One of its replicas acknowledges the chunk.
-    AppendAgain(u8),
-    /// The Wal→Wal swap arrives.
-    Swap,
-    /// The repair stream is closed.
-    CloseRepair,
+    /// A replica that the ensemble does not name has copied all that is live.
+    Fill(u8),
+    /// It is named in the place of another.
+    Replace {
+        /// Who is named no more: it is lost, or seems so.
+        from: u8,
+        /// Who has copied.
+        to: u8,
+    },
     /// Node 0 is to be removed.
     Drain,
     /// It is removed, with its disk.
@@ -204,11 +200,11 @@ impl Model for Release {
         let mut properties = vec![
             Property::always("what was acknowledged is somewhere", |model: &Self, state: &State| {
                 !state.is_acknowledged()
-                    || state.in_wal()
+                    || state.is_kept()
                     || model.stores().any(|store| state.in_store(store))
             }),
             Property::always("what metadata says is in the WAL is there", |_, state: &State| {
-                state.wal.is_none() || state.in_wal() || !state.is_acknowledged()
+                !state.in_wal || state.is_kept() || !state.is_acknowledged()
             }),
             Property::always("an object is there while somebody looks at it", |_, state: &State| {
                 state.reader.is_none_or(|reader| state.is_there(reader.place))
@@ -220,15 +216,15 @@ impl Model for Release {
                 !state.read_nothing
             }),
             Property::sometimes("the WAL has dropped what the store has", |_, state: &State| {
-                state.is_acknowledged() && state.wal.is_none() && state.copies(0).count() == 0
+                state.is_acknowledged() && !state.in_wal && state.copies().count() == 0
             }),
             Property::sometimes(
                 "a closed stream's chunk is dropped, and its commit comes late",
                 |_, state: &State| {
-                    state.streams[0].closed
+                    state.stream.closed
                         && !state.committed
-                        && state.acks(0) >= 2
-                        && state.copies(0).count() == 0
+                        && state.acks() >= 2
+                        && state.copies().count() == 0
                 },
             ),
             Property::sometimes("a PUT lands after its object was deleted", |_, state: &State| {
@@ -236,14 +232,19 @@ impl Model for Release {
             }),
         ];
         if self.scene.repair && self.scene.wipes > 1 {
-            properties.push(Property::sometimes("after a move a second disk is lost", |_, state: &State| {
-                state.swapped && state.wipes == 2 && state.in_wal()
-            }));
+            properties.push(Property::sometimes(
+                "one is replaced, and both that had acknowledged lose their disks",
+                |_, state: &State| {
+                    let lost =
+                        |node: usize| state.nodes[node].wiped && state.stream.acknowledged & (1 << node) != 0;
+                    state.replaced && state.is_kept() && (0..3).filter(|node| lost(*node)).count() == 2
+                },
+            ));
         }
         if self.scene.drain {
             properties.push(Property::sometimes(
-                "a replica is removed after its chunk moved",
-                |_, state: &State| state.removed && state.wal == Some(1),
+                "a replica is removed after another took its place",
+                |_, state: &State| state.removed && state.is_kept(),
             ));
         }
         if self.scene.reader {
@@ -254,7 +255,7 @@ impl Model for Release {
         }
         if self.scene.stores > 1 {
             properties.push(Property::sometimes("a store is lost after the release", |_, state: &State| {
-                state.wal.is_none() && state.is_acknowledged() && state.lost_store.is_some()
+                !state.in_wal && state.is_acknowledged() && state.lost_store.is_some()
             }));
         }
         properties

@@ -29,7 +29,7 @@ macro_rules! rules {
 rules! {
     OnlyCommittedIsRead, "1", "Readers see what a commit points at, never what merely lies in the WAL";
     ToldAfterApplied, "2", "A producer is told after the commit was applied";
-    ProposedAfterQuorum, "2", "A commit, or a swap, is proposed after a write quorum has acknowledged";
+    ProposedAfterQuorum, "2", "A commit is proposed after a write quorum has acknowledged";
     AcknowledgedAfterSync, "2", "A replica acknowledges after its sync";
     CrcIsChecked, "4", "A CRC is checked whenever bytes are read, and what does not match is not served and not uploaded";
     CacheHoldsNothingAlone, "5", "An object is in the store, not in a broker's cache, when its commit is proposed";
@@ -39,7 +39,9 @@ rules! {
     ReleasedByCommit, "7", "The WAL drops a chunk on the word of a committed object, not of a finished upload";
     EveryRequiredStore, "7", "The WAL drops a chunk once every required store has it";
     UndeleteWindowIsOver, "7", "What a deleted topic holds stays until it can no longer be brought back";
-    SwapFromWhereItWas, "7", "A Wal→Wal swap counts only while the extent is where the swap found it";
+    ReplacedWhenWhole, "7", "A replica takes the place of a lost one once it has all that is live of the stream";
+    ReplacedWhenClosed, "7", "A replica takes the place of a lost one only in a closed stream: nothing becomes live there any more";
+    ReplacedByWhoStays, "7", "A replica that is drained or removed takes nobody's place";
     DrainedBeforeRemoved, "7", "A replica is removed once no extent points into a stream that names it";
     RemovedAfterItsStreams, "§4", "A replica is removed once every stream that names it is closed";
     OnlyUnreferencedIsDeleted, "7", "Only what no extent points at is deleted from a store";
@@ -55,7 +57,7 @@ rules! {
     NumberKeepsItsChunk, "9", "A number that was ever proposed keeps its chunk";
     NeverUnderAnotherSession, "9", "What a fenced session left unanswered is never sent again under its successor";
     FencedCommitsNothing, "9", "A fenced session commits nothing: it is refused, and its streams are closed";
-    ClosedStreamTakesNothing, "§4", "A closed stream takes no commit and no swap: its unnamed chunks are garbage already";
+    ClosedStreamTakesNothing, "§4", "A closed stream takes no commit: its unnamed chunks are garbage already";
     SequenceIsChecked, "§4", "A producer's sequence is checked when its batch gets an offset";
     BarrierBeforeEnds, "10", "A barrier comes before an answer that states an end";
     WaiterJoinsTheNext, "10", "A waiter joins the next round of the barrier, never one already sent";

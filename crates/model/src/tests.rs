@@ -34,7 +34,7 @@ impl Run {
             Self::ReleaseStores => "release, two stores",
             Self::ReleaseRepair => "release, repair",
             Self::ReleaseRead => "release, read",
-            Self::ReleaseMove => "release, read while moved",
+            Self::ReleaseMove => "release, read while repaired",
             Self::Recovery => "recovery",
             Self::Read => "read",
             Self::Voters => "voters",
@@ -134,7 +134,9 @@ without! {
     ReleasedByCommit released_by_commit: ReleaseWrite, "what was acknowledged is somewhere";
     EveryRequiredStore every_required_store: ReleaseStores, "what was acknowledged is somewhere";
     UndeleteWindowIsOver undelete_window_is_over: ReleaseWrite, "what was acknowledged is somewhere";
-    SwapFromWhereItWas swap_from_where_it_was: ReleaseRepair, "what metadata says is in the WAL is there";
+    ReplacedWhenWhole replaced_when_whole: ReleaseRepair, "what was acknowledged is somewhere";
+    ReplacedWhenClosed replaced_when_closed: ReleaseRepair, "what was acknowledged is somewhere";
+    ReplacedByWhoStays replaced_by_who_stays: ReleaseRepair, "what was acknowledged is somewhere";
     DrainedBeforeRemoved drained_before_removed: ReleaseRepair, "what was acknowledged is somewhere";
     RemovedAfterItsStreams removed_after_its_streams: ReleaseRepair, "what was acknowledged is somewhere";
     OnlyUnreferencedIsDeleted only_unreferenced_is_deleted: ReleaseRead, "what was acknowledged is somewhere";

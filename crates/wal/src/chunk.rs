@@ -264,6 +264,26 @@ impl Chunk {
         Ok(Self(Arc::new(Inner { frame, table, batch_bytes, memory_bytes })))
     }
 
+    /// A chunk that came over a network, with or without padding: copied to where the disk can write it from, in a buffer that
+    /// `take` gives, and every CRC checked.
+    pub(crate) fn received(
+        bytes: &Bytes,
+        max_bytes: usize,
+        take: impl FnOnce(usize) -> AlignedBuf,
+    ) -> Result<Self, WalError> {
+        let damaged = |error| WalError::Corrupt(format!("a chunk came damaged: {error}"));
+        let whole = Frame::padded_bytes(bytes).map_err(damaged)?;
+        if whole > max_bytes {
+            return Err(WalError::TooLarge(format!("a chunk of {whole} bytes, here {max_bytes} at most")));
+        }
+        let mut buffer = take(whole);
+        let memory_bytes = buffer.capacity();
+        buffer[..bytes.len()].copy_from_slice(bytes);
+        buffer[bytes.len()..whole].fill(0);
+        let frame = Frame::parse(buffer.freeze().slice(..whole)).map_err(damaged)?;
+        Self::in_buffer(frame, memory_bytes)
+    }
+
     /// The stream this chunk was sealed for.
     pub fn stream(&self) -> StreamId {
         self.0.table.stream

@@ -79,7 +79,7 @@ fn spread(mut left: Vec<&Candidate>, count: usize) -> Vec<&Candidate> {
 }
 
 /// Highest random weight, as the smallest value (splitmix64's finish over both).
-fn rendezvous(directory: DirectoryId, asker: u64) -> u64 {
+pub(crate) fn rendezvous(directory: DirectoryId, asker: u64) -> u64 {
     let mut hash = asker.wrapping_add(0x9e37_79b9_7f4a_7c15);
     for part in directory.bytes().chunks(8) {
         let mut word = [0; 8];

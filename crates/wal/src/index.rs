@@ -7,8 +7,9 @@
 //!    stream is forgotten.
 //! 3. A segment is given back once: when it holds no chunk, and a later segment has been written. Appends end in the order
 //!    of their places, so by then every chunk of it has been entered here.
-//! 4. A stream that is closed takes no chunk any more, also after it is forgotten. Stream ids are granted in rising
-//!    order, so of forgotten ones only the newest are kept one by one.
+//! 4. A stream that is closed takes no chunk any more, also after it is forgotten, but those that are filled in
+//!    ([`crate::repair`]): live ones, by an image that is as new as what was followed here, so that their release is yet to come.
+//!    Stream ids are granted in rising order, so of forgotten ones only the newest are kept one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -84,6 +85,8 @@ pub(crate) struct Index {
     /// The newest stream that metadata has told of. One that is not newer and not known here is forgotten, or was opened
     /// elsewhere: what comes late for it would be garbage that nothing ever drops.
     newest_told: Option<StreamId>,
+    /// Index of the newest entry of metadata that was followed.
+    followed: u64,
     chunks: u64,
     bytes: u64,
 }
@@ -161,6 +164,29 @@ impl Index {
         stream.chunks.insert(number, Entry { place: None, named });
     }
 
+    /// Takes a chunk of a closed stream, which metadata at this index says is live. False: metadata has gone on, so it may be
+    /// garbage.
+    pub(crate) fn begin_filling(&mut self, (id, number): ChunkId, at_index: u64) -> bool {
+        if at_index < self.followed {
+            return false;
+        }
+        let stream = self.streams.entry(id).or_default();
+        stream.closed = true;
+        stream.pending += 1;
+        stream.awaited.remove(&number);
+        stream.chunks.insert(number, Entry { place: None, named: true });
+        true
+    }
+
+    /// Such a chunk could not be written.
+    pub(crate) fn not_filled(&mut self, id: ChunkId) {
+        self.dropped_early.remove(&id);
+        if let Some(stream) = self.streams.get_mut(&id.0) {
+            stream.pending = stream.pending.saturating_sub(1);
+            stream.chunks.remove(&id.1);
+        }
+    }
+
     /// Its append is durable. `Err`: an earlier chunk of the stream is not, so this one is not taken either.
     pub(crate) fn written(&mut self, id: ChunkId, place: Place) -> Result<(), WalError> {
         self.newest_segment = self.newest_segment.max(place.segment);
@@ -231,6 +257,7 @@ impl Index {
     /// disk at start. Returns what was dropped.
     pub(crate) fn reconcile(&mut self, image: &Image) -> Vec<ChunkId> {
         let mut dropped = Vec::new();
+        self.followed = self.followed.max(image.index());
         let newest = image.streams().map(|truth| truth.record.stream).max();
         self.newest_told = self.newest_told.max(newest);
         let ids: Vec<StreamId> = self.streams.keys().copied().collect();
@@ -272,6 +299,7 @@ impl Index {
     /// Follows what metadata did. Returns what was dropped.
     pub(crate) fn follow(&mut self, batch: &EffectBatch) -> Vec<ChunkId> {
         let mut dropped = Vec::new();
+        self.followed = self.followed.max(batch.index);
         for effect in &batch.effects {
             match &effect.kind {
                 Some(EffectKind::ChunkCommitted(commit)) => {

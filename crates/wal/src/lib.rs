@@ -18,6 +18,7 @@ mod member;
 mod metrics;
 mod quorum;
 mod remote;
+mod repair;
 mod replica;
 mod service;
 mod table;
@@ -41,6 +42,7 @@ pub use member::Replica;
 pub use metrics::{LeftLabels, QuorumMetrics, ReadLabels, WalMetrics};
 pub use quorum::{Directories, ENSEMBLE_MAX, Found, Limits, QuorumOptions, QuorumWal, Standing};
 pub use remote::{RemoteOptions, RemoteReplica};
+pub use repair::{RepairOptions, RepairParts, Truth, start_repairer};
 pub use replica::{LocalReplica, ReplicaOptions};
 pub use service::WalService;
 

@@ -39,6 +39,12 @@ pub struct WalMetrics {
     pub released: Counter,
     /// Segments given back for reuse.
     pub recycled: Counter,
+    /// Chunks copied here because others lost theirs or this replica lacked them.
+    pub filled_chunks: Counter,
+    /// Bytes of those.
+    pub filled_bytes: Counter,
+    /// Chunks that cannot be uploaded and of whose replicas one is lost, as this node sees it.
+    pub lacking_chunks: Gauge,
 }
 
 impl Default for WalMetrics {
@@ -56,6 +62,9 @@ impl Default for WalMetrics {
             live_bytes: Gauge::default(),
             released: Counter::default(),
             recycled: Counter::default(),
+            filled_chunks: Counter::default(),
+            filled_bytes: Counter::default(),
+            lacking_chunks: Gauge::default(),
         }
     }
 }
@@ -90,6 +99,22 @@ impl WalMetrics {
         );
         wal.register("released", "Chunks released", self.released.clone());
         wal.register("recycled_segments", "Segments given back for reuse", self.recycled.clone());
+        wal.register(
+            "filled_chunks",
+            "Chunks copied here because they could not be uploaded and lacked a copy",
+            self.filled_chunks.clone(),
+        );
+        wal.register_with_unit(
+            "filled",
+            "Chunks copied here because they could not be uploaded and lacked a copy",
+            Unit::Bytes,
+            self.filled_bytes.clone(),
+        );
+        wal.register(
+            "lacking_chunks",
+            "Chunks that could not be uploaded for long and of whose replicas one is lost, as this node sees it",
+            self.lacking_chunks.clone(),
+        );
     }
 
     pub(crate) fn read_from(&self, from: &'static str) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use isobar_host::AlignedBuf;
 use isobar_metadata::ids::{DirectoryId, StreamId};
 use isobar_protocol::batch::verify_crc;
 use isobar_rpc::{CallError, Channel, Method, Peer, ServiceId};
@@ -21,6 +22,9 @@ use tokio::time::Instant;
 use crate::member::Replica;
 use crate::wire::{Ask, ROOM_WAIT_MS, Told, is_known, join, method, split};
 use crate::{Acked, AppendDone, Chunk, WalError};
+
+/// Far more than the largest chunk: a bound, whatever an answer says.
+const FETCHED_BYTES_MAX: usize = 256 << 20;
 
 /// How a remote replica is spoken with.
 #[derive(Debug, Clone)]
@@ -85,6 +89,14 @@ impl RemoteReplica {
             *known = peer.clone();
         }
         is_same
+    }
+
+    /// A whole chunk, every CRC checked; with the errors of a read.
+    pub(crate) async fn fetch(&self, stream: StreamId, number: u64) -> Result<Chunk, WalError> {
+        let shared = &self.shared;
+        let ask = Ask { stream, number, ..Ask::of(shared.directory) };
+        let (_, frame) = self.ask(Channel::Bulk, method::FETCH, ask, shared.options.read_timeout).await?;
+        Chunk::received(&frame, FETCHED_BYTES_MAX, AlignedBuf::unpooled)
     }
 
     async fn ask(

@@ -24,6 +24,8 @@
 //!
 //! Accepted leaks: a segment with one needed chunk keeps its place on disk until that chunk is released.
 
+mod fill;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -43,6 +45,8 @@ use tokio::time::Instant;
 use crate::index::{ChunkId, Index, Place};
 use crate::tail::Tail;
 use crate::{Acked, AppendDone, Chunk, FRAME_KIND, Wal, WalError, WalMetrics};
+
+pub(crate) use fill::Filled;
 
 const INCARNATION_FILE: &str = "incarnation";
 const JOURNAL_DIR: &str = "journal";

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isobar_host::{BufferPool, Host};
-use isobar_journal::Frame;
 use isobar_rpc::{Caller, Reply, Service};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -82,6 +81,7 @@ impl Service for WalService {
         match method {
             method::APPEND => shared.append(&payload, reply),
             method::READ => shared.later(Later::Read(ask), reply),
+            method::FETCH => shared.later(Later::Fetch(ask), reply),
             method::STATE => shared.state(reply),
             method::ROOM => shared.later(Later::Room, reply),
             _ => {
@@ -110,20 +110,8 @@ impl Shared {
         self.replica.append_again(chunk, Box::new(done));
     }
 
-    /// Copies a frame to where the disk can write it from, and checks all of it.
-    fn chunk(&self, bytes: &Bytes) -> Result<Chunk, WalError> {
-        let max = self.replica.max_chunk_bytes();
-        let damaged = |error| WalError::Corrupt(format!("a chunk came damaged: {error}"));
-        let whole = Frame::padded_bytes(bytes).map_err(damaged)?;
-        if whole > max {
-            return Err(WalError::TooLarge(format!("a chunk of {whole} bytes, here {max} at most")));
-        }
-        let mut buffer = self.pool.take(whole);
-        let memory_bytes = buffer.capacity();
-        buffer[..bytes.len()].copy_from_slice(bytes);
-        buffer[bytes.len()..whole].fill(0);
-        let frame = Frame::parse(buffer.freeze().slice(..whole)).map_err(damaged)?;
-        Chunk::in_buffer(frame, memory_bytes)
+    fn chunk(&self, frame: &Bytes) -> Result<Chunk, WalError> {
+        Chunk::received(frame, self.replica.max_chunk_bytes(), |bytes| self.pool.take(bytes))
     }
 
     fn state(&self, reply: Reply) {
@@ -144,6 +132,7 @@ impl Shared {
         self.host.spawn("wal-serve", async move {
             match what {
                 Later::Read(ask) => shared.read(&ask, reply).await,
+                Later::Fetch(ask) => shared.fetch(&ask, reply).await,
                 Later::Room => {
                     let wait = Duration::from_millis(ROOM_WAIT_MS);
                     // In time or not: the state says which.
@@ -177,9 +166,24 @@ impl Shared {
     }
 }
 
+impl Shared {
+    async fn fetch(&self, ask: &Ask, reply: Reply) {
+        let Ok(_permit) = self.reads.acquire().await else { return };
+        if reply.is_gone() {
+            return;
+        }
+        let has_room = Wal::has_room(&self.replica);
+        match self.replica.whole(ask.stream, ask.number).await {
+            Ok(chunk) => tell(reply, &Told::ok(has_room), [chunk.frame().content()]),
+            Err(error) => tell(reply, &Told::error(&error, has_room), []),
+        }
+    }
+}
+
 /// What takes longer than a request may hold up those behind it.
 enum Later {
     Read(Ask),
+    Fetch(Ask),
     Room,
 }
 

@@ -1,8 +1,8 @@
 //! What is said between a replica and those who append to it and read from it on other nodes.
 //!
 //! A message is `u32` (little-endian) length of the head · head (versioned protobuf) · payload. The payload of an append is the
-//! chunk's frame, without its padding once the replica has said that it adds that; that of a read's answer the batches back to
-//! back. The transport sums every byte; frame and batches have their own CRCs besides, which the receiver checks.
+//! chunk's frame, without its padding once the replica has said that it adds that; that of a fetch's answer such a frame too, that
+//! of a read's answer the batches back to back. The transport sums every byte; frame and batches have their own CRCs besides, which the receiver checks.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use isobar_metadata::ids::{DirectoryId, StreamId};
@@ -22,6 +22,8 @@ pub(crate) mod method {
     pub(crate) const STATE: u8 = 3;
     /// Answered once there is room, or after [`ROOM_WAIT_MS`](super::ROOM_WAIT_MS).
     pub(crate) const ROOM: u8 = 4;
+    /// The whole chunk, as an append would bring it.
+    pub(crate) const FETCH: u8 = 5;
 }
 
 /// How long a replica lets somebody wait for room before it answers that there is none.
@@ -34,7 +36,7 @@ pub(crate) struct Ask {
     /// Whom it is for. Another incarnation refuses it.
     #[prost(message, required, tag = "2")]
     pub(crate) directory: DirectoryId,
-    /// Of a read.
+    /// Of a read or a fetch.
     #[prost(message, required, tag = "3")]
     pub(crate) stream: StreamId,
     #[prost(uint64, tag = "4")]

@@ -24,6 +24,21 @@ pub struct CloseStream {
     pub stream: StreamId,
 }
 
+/// Names another replica in the ensemble of a closed stream, in the place of one that is lost.
+///
+/// To be proposed once `to` has synced every chunk that is live in an image in which the stream is closed: no chunk can become
+/// live after that, so wherever this is applied it has all of them.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct ReplaceReplica {
+    #[prost(message, required, tag = "1")]
+    pub stream: StreamId,
+    #[prost(message, required, tag = "2")]
+    pub from: DirectoryId,
+    /// Registered, and neither drained nor removed.
+    #[prost(message, required, tag = "3")]
+    pub to: DirectoryId,
+}
+
 /// Sequences a durable chunk. Without partitions: a chunk that was given up, which uses up its number and nothing else (an
 /// object that it names becomes unreferenced).
 ///

@@ -3,7 +3,9 @@
 use super::producers::{KeptBatch, Verdict};
 use super::{StateMachine, failed};
 use crate::codes;
-use crate::command::{ChunkObject, CommitBatch, CommitChunk, CommitPartition, OpenStream, batch_flags};
+use crate::command::{
+    ChunkObject, CommitBatch, CommitChunk, CommitPartition, OpenStream, ReplaceReplica, batch_flags,
+};
 use crate::config_table::TimestampType;
 use crate::effect::{Appended, ChunkCommitted, EffectKind, Released, StreamForgotten};
 use crate::ids::{
@@ -162,6 +164,31 @@ impl StateMachine {
             // Forgotten because it was closed and spent, or never this session's.
             _ => CommandResult::Done(failed(codes::INVALID_REQUEST, "no such stream of this session")),
         }
+    }
+
+    /// Another replica has all that is live of a closed stream.
+    pub(super) fn replace_replica(&mut self, c: &ReplaceReplica) -> CommandResult {
+        let refused = |why: &str| CommandResult::Done(failed(codes::INVALID_REQUEST, why));
+        let Some(stream) = self.image.stream(c.stream) else { return refused("no such stream") };
+        if !stream.closed {
+            return refused("the stream is open: its writer's chunks do not go there");
+        }
+        let is_named = |directory| stream.ensemble.contains(&directory);
+        match (is_named(c.from), is_named(c.to)) {
+            (false, true) => return super::done(),
+            (true, false) => {}
+            (false, false) => return refused("the ensemble does not name the replica that is lost"),
+            (true, true) => return refused("the ensemble names both replicas"),
+        }
+        if !self.image.directory(c.to).is_some_and(|record| record.takes_streams()) {
+            return refused("the directory is not registered, or is drained or removed");
+        }
+        let mut record = stream.record.clone();
+        for directory in record.ensemble.iter_mut().filter(|directory| **directory == c.from) {
+            *directory = c.to;
+        }
+        self.emit(EffectKind::Stream(record));
+        super::done()
     }
 
     /// Closes a stream if it is open. Idempotent.

@@ -195,3 +195,48 @@ fn a_lost_directory_is_removed_though_chunks_name_it() {
     );
     assert!(!rig.machine.view().stream(stream).unwrap().is_garbage(1), "another replica may have it");
 }
+
+#[test]
+fn a_closed_stream_gets_another_replica_for_one_that_is_lost() {
+    let mut rig = Rig::new();
+    let (session, stream) = rig.broker(1);
+    let old = rig.machine.view().stream(stream).unwrap().ensemble[0];
+    let topic = rig.topic(session, "t", 1);
+    rig.commit((session, stream), (topic, 0), vec![plain(0, 1)]);
+    let (new, unused) = (rig.directory(2), rig.directory(3));
+    let replace = |rig: &mut Rig, from, to| match rig.leader(Command::ReplaceReplica(ReplaceReplica {
+        stream,
+        from,
+        to,
+    })) {
+        CommandResult::Done(outcome) => outcome.error_code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        replace(&mut rig, old, new),
+        codes::INVALID_REQUEST,
+        "its writer still appends to the old one"
+    );
+    rig.control(session, Command::CloseStream(CloseStream { stream }));
+    let cut = rig.machine.view().recovery_cut();
+    for (from, to) in [(unused, new), (old, old), (old, DirectoryId::from([9; 16])), (new, unused)] {
+        assert_eq!(replace(&mut rig, from, to), codes::INVALID_REQUEST);
+        assert!(rig.did_nothing());
+    }
+    for again in [false, true] {
+        assert_eq!(replace(&mut rig, old, new), codes::NONE);
+        assert_eq!(rig.did_nothing(), again);
+    }
+    rig.restart();
+    let found = rig.machine.view().stream(stream).unwrap().clone();
+    assert_eq!((&found.ensemble[..], found.closed, found.live.len()), (&[new][..], true, 1));
+    assert_eq!(rig.follower.stream(stream).unwrap(), &found);
+    assert_eq!(rig.machine.view().held_by(old), (0, 0));
+    assert_eq!(rig.machine.view().recovery_cut(), cut);
+    // A late copy of the first one that lost, and one for a stream that is gone.
+    assert_eq!(replace(&mut rig, old, unused), codes::INVALID_REQUEST);
+    let object = rig.objects(session, 1);
+    rig.upload(session, object, StoreId(1), vec![run_of(topic, 0, 0, 0)]);
+    assert!(rig.machine.view().stream(stream).is_none());
+    assert_eq!(replace(&mut rig, new, unused), codes::INVALID_REQUEST);
+}

@@ -1,32 +1,30 @@
-//! Appends, commits, uploads, moves: what happens to the copies.
+//! Appends, commits, uploads, copies in the place of lost ones: what happens to the bytes.
 
-use super::state::{Copy, Node, Put, Record, State, Topic};
+use super::state::{Copy, NODES, Node, Put, Record, State, Topic};
 use super::{Action, Release};
 use crate::Rule;
 
 impl Release {
     pub(super) fn wal_actions(&self, state: &State, actions: &mut Vec<Action>) {
         let late_sync = !self.hold(Rule::AcknowledgedAfterSync);
-        for at in 0..3_u8 {
-            let node = usize::from(at);
-            let copy = state.nodes[node].copies[0];
-            let takes = state.streams[0].acknowledged & (1 << at) == 0 && !state.streams[0].closed;
-            if takes && !state.committed && state.is_member(0, node) {
+        for node in 0..NODES {
+            let (at, copy) = (node as u8, state.nodes[node].copy);
+            let takes = state.stream.acknowledged & (1 << at) == 0 && !state.stream.closed;
+            if takes && !state.committed && state.is_member(node) {
                 actions.push(Action::Append(at));
             }
             if late_sync && copy == Copy::Unsynced {
                 actions.extend([Action::Sync(at), Action::Restart(at)]);
             }
-            for stream in 0..2 {
-                let by_upload = !self.hold(Rule::ReleasedByCommit) && self.is_in_some_store(state);
-                let drops = state.is_garbage(stream) || (stream == 0 && state.committed && by_upload);
-                if state.nodes[node].copies[stream] != Copy::None && drops {
-                    actions.push(Action::Drop { node: at, stream: stream as u8 });
-                }
+            let by_upload = !self.hold(Rule::ReleasedByCommit) && self.is_in_some_store(state);
+            let drops = state.is_garbage() || (state.committed && by_upload);
+            if copy != Copy::None && drops {
+                actions.push(Action::Drop(at));
             }
             if state.wipes < self.scene.wipes
                 && !state.nodes[node].wiped
                 && !state.is_removed(node)
+                && (state.stream.ensemble[node].is_some() || copy != Copy::None)
                 && state.may_lose(node)
             {
                 actions.push(Action::Wipe(at));
@@ -35,7 +33,7 @@ impl Release {
                 actions.push(Action::Flip(at));
             }
         }
-        if !state.committed && state.acks(0) >= self.write_quorum() {
+        if !state.committed && state.acks() >= self.write_quorum() {
             actions.push(Action::Commit);
         }
         actions.push(Action::Fence);
@@ -46,30 +44,28 @@ impl Release {
             Action::Append(node) => {
                 let synced = self.hold(Rule::AcknowledgedAfterSync);
                 let copy = if synced { Copy::Sound } else { Copy::Unsynced };
-                state.nodes[usize::from(node)].copies[0] = copy;
-                state.streams[0].acknowledged |= 1 << node;
+                state.nodes[usize::from(node)].copy = copy;
+                state.stream.acknowledged |= 1 << node;
             }
-            Action::Sync(node) => state.nodes[usize::from(node)].copies[0] = Copy::Sound,
-            Action::Restart(node) => state.nodes[usize::from(node)].copies[0] = Copy::None,
+            Action::Sync(node) => state.nodes[usize::from(node)].copy = Copy::Sound,
+            Action::Restart(node) => state.nodes[usize::from(node)].copy = Copy::None,
             Action::Commit => {
-                let refused = state.streams[0].closed && self.hold(Rule::ClosedStreamTakesNothing);
+                let refused = state.stream.closed && self.hold(Rule::ClosedStreamTakesNothing);
                 if !refused && state.topic == Topic::There {
-                    (state.committed, state.wal) = (true, Some(0));
+                    (state.committed, state.in_wal) = (true, true);
                 }
             }
-            Action::Fence => state.streams[0].closed = true,
-            Action::Drop { node, stream } => {
-                state.nodes[usize::from(node)].copies[usize::from(stream)] = Copy::None;
-            }
+            Action::Fence => state.stream.closed = true,
+            Action::Drop(node) => state.nodes[usize::from(node)].copy = Copy::None,
             Action::Wipe(node) => {
                 state.wipes += 1;
                 let node = &mut state.nodes[usize::from(node)];
                 let incarnation = node.incarnation + u8::from(self.hold(Rule::WipedReplicaIsAnother));
-                *node = Node { incarnation, wiped: true, copies: [Copy::None; 2] };
+                *node = Node { incarnation, wiped: true, copy: Copy::None, whole: false };
             }
             Action::Flip(node) => {
                 state.flipped = true;
-                state.nodes[usize::from(node)].copies[0] = Copy::Flipped;
+                state.nodes[usize::from(node)].copy = Copy::Flipped;
             }
             _ => {}
         }
@@ -87,14 +83,11 @@ impl Release {
         for at in self.objects() {
             let (object, number) = (&state.objects[at], at as u8);
             let is_merged = self.scene.compaction && at == 1;
-            if object.record == Record::Free
-                && !is_merged
-                && let Some(stream) = state.wal
-            {
-                if state.has_sound(stream) {
+            if object.record == Record::Free && !is_merged && state.in_wal {
+                if state.has_sound() {
                     actions.push(Action::Put { object: number, sound: true });
                 }
-                let flipped = state.copies(stream).any(|copy| copy == Copy::Flipped);
+                let flipped = state.copies().any(|copy| copy == Copy::Flipped);
                 if flipped && !self.hold(Rule::CrcIsChecked) {
                     actions.push(Action::Put { object: number, sound: false });
                 }
@@ -185,7 +178,7 @@ impl Release {
         let applies = if self.scene.compaction && at == 1 {
             state.stored[store] == Some(0)
         } else {
-            state.wal.is_some() && state.stored[store].is_none()
+            state.in_wal && state.stored[store].is_none()
         };
         if !applies {
             state.objects[at].record = Record::Unreferenced;
@@ -197,73 +190,75 @@ impl Release {
         }
         let everywhere = (0..usize::from(self.scene.stores)).all(|store| state.stored[store].is_some());
         if everywhere || !self.hold(Rule::EveryRequiredStore) {
-            state.wal = None;
+            state.in_wal = false;
         }
     }
 
     pub(super) fn repair_actions(&self, state: &State, actions: &mut Vec<Action>) {
         if self.scene.repair {
-            let is_due = state.wal == Some(0) && !state.streams[1].opened;
-            let ready = (0..3).filter(|node| Self::takes_repairs(state, *node)).count();
-            if is_due && ready >= 2 {
-                actions.push(Action::OpenRepair);
-            }
-            let bytes = state.streams[1].acknowledged != 0 || state.has_sound(0);
-            for at in 0..3_u8 {
-                let takes = state.streams[1].acknowledged & (1 << at) == 0 && !state.streams[1].closed;
-                if takes && bytes && state.is_member(1, usize::from(at)) {
-                    actions.push(Action::AppendAgain(at));
+            let ensemble = &state.stream.ensemble;
+            for (to, node) in state.nodes.iter().enumerate() {
+                let is_named = ensemble[to] == Some(node.incarnation);
+                if self.may_fill(state, to) && !is_named && !node.whole {
+                    actions.push(Action::Fill(to as u8));
                 }
-            }
-            if state.streams[1].opened {
-                actions.push(Action::CloseRepair);
-            }
-            if state.acks(1) >= self.write_quorum() {
-                actions.push(Action::Swap);
+                if !node.whole || is_named || (!Self::stays(state, to) && self.hold(Rule::ReplacedByWhoStays))
+                {
+                    continue;
+                }
+                // Who looks lost to the one that asks may be none of it; in its own place stands only what a node was before.
+                for from in (0..NODES).filter(|from| ensemble[*from].is_some()) {
+                    if from == to || ensemble[to].is_none() {
+                        actions.push(Action::Replace { from: from as u8, to: to as u8 });
+                    }
+                }
             }
         }
         if self.scene.drain && !state.removed {
             actions.push(Action::Drain);
-            let needed = (0..2).any(|stream| {
-                let it = &state.streams[stream];
-                let points = state.wal == Some(stream) && self.hold(Rule::DrainedBeforeRemoved);
-                let takes = !it.closed && !state.is_over(stream) && self.hold(Rule::RemovedAfterItsStreams);
-                it.ensemble[0].is_some() && (points || takes)
-            });
+            let points = state.in_wal && self.hold(Rule::DrainedBeforeRemoved);
+            let takes = !state.stream.closed && !state.is_over() && self.hold(Rule::RemovedAfterItsStreams);
+            let needed = state.stream.ensemble[0].is_some() && (points || takes);
             if state.draining && !needed {
                 actions.push(Action::Remove);
             }
         }
     }
 
-    fn takes_repairs(state: &State, node: usize) -> bool {
-        !(node == 0 && state.draining)
+    /// It is neither drained nor removed.
+    fn stays(state: &State, node: usize) -> bool {
+        !(node == 0 && (state.draining || state.removed))
+    }
+
+    /// Whether the node may copy what is live.
+    fn may_fill(&self, state: &State, node: usize) -> bool {
+        if !Self::stays(state, node) {
+            return false;
+        }
+        let is_closed = state.stream.closed || !self.hold(Rule::ReplacedWhenClosed);
+        let is_there = if state.in_wal { state.has_sound() } else { !state.stream.closed };
+        is_closed && is_there
     }
 
     pub(super) fn repair_step(&self, state: &mut State, action: &Action) {
         match *action {
-            Action::OpenRepair => {
-                state.streams[1].opened = true;
-                for node in (0..3).filter(|node| Self::takes_repairs(state, *node)).collect::<Vec<_>>() {
-                    state.streams[1].ensemble[node] = Some(state.nodes[node].incarnation);
+            Action::Fill(node) => {
+                let copies = state.in_wal && self.hold(Rule::ReplacedWhenWhole);
+                let node = &mut state.nodes[usize::from(node)];
+                node.whole = true;
+                if copies {
+                    node.copy = Copy::Sound;
                 }
             }
-            Action::AppendAgain(node) => {
-                state.nodes[usize::from(node)].copies[1] = Copy::Sound;
-                state.streams[1].acknowledged |= 1 << node;
+            Action::Replace { from, to } => {
+                state.stream.ensemble[usize::from(from)] = None;
+                state.stream.ensemble[usize::from(to)] = Some(state.nodes[usize::from(to)].incarnation);
+                state.replaced = true;
             }
-            Action::Swap => {
-                let stays = state.wal == Some(0) || !self.hold(Rule::SwapFromWhereItWas);
-                let refused = state.streams[1].closed && self.hold(Rule::ClosedStreamTakesNothing);
-                if stays && !refused && state.topic != Topic::Purged {
-                    (state.wal, state.swapped) = (Some(1), true);
-                }
-            }
-            Action::CloseRepair => state.streams[1].closed = true,
             Action::Drain => state.draining = true,
             Action::Remove => {
                 state.removed = true;
-                state.nodes[0].copies = [Copy::None; 2];
+                state.nodes[0].copy = Copy::None;
             }
             _ => {}
         }
@@ -282,13 +277,13 @@ impl Release {
             Action::DeleteTopic => {
                 state.topic = Topic::Deleted;
                 if !self.hold(Rule::UndeleteWindowIsOver) {
-                    state.wal = None;
+                    state.in_wal = false;
                 }
             }
             Action::BringBack => state.topic = Topic::There,
             Action::Purge => {
                 state.topic = Topic::Purged;
-                state.wal = None;
+                state.in_wal = false;
                 for object in std::mem::take(&mut state.stored).into_iter().flatten() {
                     state.objects[object].record = Record::Unreferenced;
                 }

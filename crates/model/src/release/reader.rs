@@ -1,6 +1,6 @@
 //! Somebody who reads the chunk where metadata said it was, at the time of the look.
 
-use super::state::{Copy, Place, Put, Reader, State};
+use super::state::{Copy, NODES, Place, Put, Reader, State};
 use super::{Action, Release};
 use crate::Rule;
 
@@ -11,9 +11,10 @@ impl Release {
             None => {}
             Some(Place::Object(_)) => actions.push(Action::AskStore),
             // A replica that is never asked is one that is down.
-            Some(Place::Wal(stream)) => {
-                let members = (0..3_u8).filter(|node| state.is_member(stream, usize::from(*node)));
-                actions.extend(members.map(Action::AskReplica));
+            Some(Place::Wal) => {
+                let Some(Reader { ensemble, .. }) = &state.reader else { return };
+                let there = (0..NODES).filter(|node| state.is_in(ensemble, *node));
+                actions.extend(there.map(|node| Action::AskReplica(node as u8)));
             }
         }
     }
@@ -21,7 +22,8 @@ impl Release {
     pub(super) fn reader_step(&self, state: &mut State, action: &Action) {
         match *action {
             Action::Look => {
-                state.reader = state.place().map(|place| Reader { place, absent: 0, again: false });
+                let ensemble = state.stream.ensemble;
+                state.reader = state.place().map(|place| Reader { place, ensemble, absent: 0, again: false });
             }
             Action::AskReplica(node) => self.ask_replica(state, node),
             Action::AskStore => {
@@ -39,8 +41,7 @@ impl Release {
     }
 
     fn ask_replica(&self, state: &mut State, node: u8) {
-        let Some(Reader { place: Place::Wal(stream), .. }) = state.reader else { return };
-        match state.nodes[usize::from(node)].copies[stream] {
+        match state.nodes[usize::from(node)].copy {
             Copy::Sound | Copy::Unsynced => state.reader = None,
             Copy::Flipped if self.hold(Rule::CrcIsChecked) => {}
             Copy::Flipped => {
@@ -50,10 +51,9 @@ impl Release {
             Copy::None => {
                 let Some(reader) = &mut state.reader else { return };
                 reader.absent |= 1 << node;
-                let absent = reader.absent;
-                let ensemble = &state.streams[stream].ensemble;
+                let Reader { absent, ensemble, .. } = *reader;
                 let asked = |node: usize| absent & (1 << node) != 0 || state.is_removed(node);
-                let all = (0..3).all(|node| ensemble[node].is_none() || asked(node));
+                let all = (0..NODES).all(|node| ensemble[node].is_none() || asked(node));
                 if all || !self.hold(Rule::EveryIncarnationAnswers) {
                     self.not_found(state);
                 }
@@ -76,6 +76,7 @@ impl Release {
             return;
         }
         state.reader_moved |= !same;
-        state.reader = Some(Reader { place, absent: 0, again: same });
+        let ensemble = state.stream.ensemble;
+        state.reader = Some(Reader { place, ensemble, absent: 0, again: same });
     }
 }

@@ -19,17 +19,22 @@ pub(super) struct Node {
     /// Of its directory.
     pub(super) incarnation: u8,
     pub(super) wiped: bool,
-    /// In stream 0 and in the repair stream.
-    pub(super) copies: [Copy; 2],
+    pub(super) copy: Copy,
+    /// It has all that is live of the stream, as far as it has looked, and says so.
+    pub(super) whole: bool,
 }
 
-/// A stream.
+/// How many nodes there are. The last one is in no ensemble at first.
+pub(super) const NODES: usize = 4;
+
+/// By node: the incarnation that is named.
+pub(super) type Ensemble = [Option<u8>; NODES];
+
+/// The stream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Stream {
-    pub(super) opened: bool,
     pub(super) closed: bool,
-    /// By node: the incarnation that it names.
-    pub(super) ensemble: [Option<u8>; 3],
+    pub(super) ensemble: Ensemble,
     /// Who has acknowledged, as bits.
     pub(super) acknowledged: u8,
 }
@@ -71,7 +76,7 @@ impl Object {
 /// A location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Place {
-    Wal(usize),
+    Wal,
     Object(usize),
 }
 
@@ -87,6 +92,8 @@ pub(super) enum Topic {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Reader {
     pub(super) place: Place,
+    /// Of the stream, as metadata said then.
+    pub(super) ensemble: Ensemble,
     /// Replicas that said they do not have it, as bits.
     pub(super) absent: u8,
     /// The place was not found once already.
@@ -96,19 +103,19 @@ pub(super) struct Reader {
 /// A state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
-    pub(super) nodes: [Node; 3],
-    pub(super) streams: [Stream; 2],
+    pub(super) nodes: [Node; NODES],
+    pub(super) stream: Stream,
     pub(super) committed: bool,
-    /// The stream in which the chunk's WAL extent lies.
-    pub(super) wal: Option<usize>,
+    /// An extent points at the chunk in the WAL.
+    pub(super) in_wal: bool,
     /// By store: the object in its list of extents.
     pub(super) stored: [Option<usize>; 2],
     pub(super) objects: [Object; 2],
     pub(super) lost_store: Option<usize>,
     pub(super) wipes: u8,
     pub(super) flipped: bool,
-    /// The swap was applied once.
-    pub(super) swapped: bool,
+    /// A replica was named in the place of another.
+    pub(super) replaced: bool,
     pub(super) draining: bool,
     pub(super) removed: bool,
     pub(super) topic: Topic,
@@ -120,21 +127,20 @@ pub struct State {
 
 impl State {
     pub(super) fn new() -> Self {
-        let node = Node { incarnation: 0, wiped: false, copies: [Copy::None; 2] };
-        let repair = Stream { opened: false, closed: false, ensemble: [None; 3], acknowledged: 0 };
-        let first = Stream { opened: true, closed: false, ensemble: [Some(0); 3], acknowledged: 0 };
+        let node = Node { incarnation: 0, wiped: false, copy: Copy::None, whole: false };
+        let ensemble = [Some(0), Some(0), Some(0), None];
         let object = Object { record: Record::Free, put: Put::NotSent, sound: true };
         Self {
-            nodes: [node.clone(), node.clone(), node],
-            streams: [first, repair],
+            nodes: [node.clone(), node.clone(), node.clone(), node],
+            stream: Stream { closed: false, ensemble, acknowledged: 0 },
             committed: false,
-            wal: None,
+            in_wal: false,
             stored: [None; 2],
             objects: [object.clone(), object],
             lost_store: None,
             wipes: 0,
             flipped: false,
-            swapped: false,
+            replaced: false,
             draining: false,
             removed: false,
             topic: Topic::There,
@@ -154,23 +160,28 @@ impl State {
         self.removed && node == 0
     }
 
-    /// Whether the node is, under the incarnation it has now, one of the stream's ensemble.
-    pub(super) fn is_member(&self, stream: usize, node: usize) -> bool {
-        !self.is_removed(node) && self.streams[stream].ensemble[node] == Some(self.nodes[node].incarnation)
+    /// Whether the node is, under the incarnation it has now, one of the ensemble.
+    pub(super) fn is_member(&self, node: usize) -> bool {
+        self.is_in(&self.stream.ensemble, node)
     }
 
-    /// Copies of a stream's chunk that can be asked for.
-    pub(super) fn copies(&self, stream: usize) -> impl Iterator<Item = Copy> + '_ {
-        let members = (0..3).filter(move |node| self.is_member(stream, *node));
-        members.map(move |node| self.nodes[node].copies[stream]).filter(|copy| *copy != Copy::None)
+    pub(super) fn is_in(&self, ensemble: &Ensemble, node: usize) -> bool {
+        !self.is_removed(node) && ensemble[node] == Some(self.nodes[node].incarnation)
     }
 
-    pub(super) fn has_sound(&self, stream: usize) -> bool {
-        self.copies(stream).any(|copy| matches!(copy, Copy::Sound | Copy::Unsynced))
+    /// Copies of the chunk that can be asked for.
+    pub(super) fn copies(&self) -> impl Iterator<Item = Copy> + '_ {
+        let members = (0..NODES).filter(|node| self.is_member(*node));
+        members.map(|node| self.nodes[node].copy).filter(|copy| *copy != Copy::None)
     }
 
-    pub(super) fn in_wal(&self) -> bool {
-        self.wal.is_some_and(|stream| self.has_sound(stream))
+    pub(super) fn has_sound(&self) -> bool {
+        self.copies().any(|copy| matches!(copy, Copy::Sound | Copy::Unsynced))
+    }
+
+    /// Where metadata says that the WAL has it, it has it.
+    pub(super) fn is_kept(&self) -> bool {
+        self.in_wal && self.has_sound()
     }
 
     /// In the store, or on its way there: what is never lost must not be lost with who sends it either.
@@ -184,45 +195,40 @@ impl State {
 
     pub(super) fn is_there(&self, place: Place) -> bool {
         match place {
-            Place::Wal(_) => true,
+            Place::Wal => true,
             Place::Object(object) => self.objects[object].put == Put::Landed,
         }
     }
 
-    pub(super) fn acks(&self, stream: usize) -> u32 {
-        self.streams[stream].acknowledged.count_ones()
+    pub(super) fn acks(&self) -> u32 {
+        self.stream.acknowledged.count_ones()
     }
 
     /// Where metadata says the chunk is.
     pub(super) fn place(&self) -> Option<Place> {
         let stored = || self.stored.iter().flatten().next().map(|object| Place::Object(*object));
-        self.wal.map(Place::Wal).or_else(stored)
+        self.in_wal.then_some(Place::Wal).or_else(stored)
     }
 
-    /// Whether the promise covers that the node's disk, or its copy, is lost now: no other replica of an ensemble that counts has
-    /// been lost, as far as anyone can know. What was removed by an operator is not lost.
+    /// Whether the promise covers that the node's disk, or its copy, is lost now: no other replica of the ensemble has been lost,
+    /// as far as anyone can know. What was removed by an operator is not lost.
     pub(super) fn may_lose(&self, node: usize) -> bool {
-        (0..2).all(|stream| {
-            let it = &self.streams[stream];
-            let counts = it.opened && (self.wal == Some(stream) || (!it.closed && !self.is_over(stream)));
-            let others = (0..3).filter(|other| *other != node && !self.is_removed(*other));
-            let lost = |other: usize| {
-                let named = it.ensemble[other].is_some();
-                named && (!self.is_member(stream, other) || self.nodes[other].copies[stream] == Copy::Flipped)
-            };
-            !counts || it.ensemble[node].is_none() || !others.into_iter().any(lost)
-        })
+        let counts = self.in_wal || (!self.stream.closed && !self.is_over());
+        let named = |node: usize| self.stream.ensemble[node].is_some();
+        let lost = |other: usize| {
+            let gone = !self.is_member(other) || self.nodes[other].copy == Copy::Flipped;
+            other != node && !self.is_removed(other) && named(other) && gone
+        };
+        !counts || !named(node) || !(0..NODES).any(lost)
     }
 
     /// Its chunk was named and is released.
-    pub(super) fn is_over(&self, stream: usize) -> bool {
-        let named = if stream == 0 { self.committed } else { self.swapped };
-        named && self.wal != Some(stream)
+    pub(super) fn is_over(&self) -> bool {
+        self.committed && !self.in_wal
     }
 
     /// What metadata tells a replica to drop.
-    pub(super) fn is_garbage(&self, stream: usize) -> bool {
-        let named = if stream == 0 { self.committed } else { self.swapped };
-        self.is_over(stream) || (self.streams[stream].closed && !named)
+    pub(super) fn is_garbage(&self) -> bool {
+        self.is_over() || (self.stream.closed && !self.committed)
     }
 }

@@ -75,7 +75,8 @@ impl HealthState {
         side.in_a_row = 0;
         let Some(trouble) = side.trouble.take() else { return };
         inner.metrics.failing.get_or_create(&labels(inner, index, trouble.cause)).set(0);
-        let lasted_ms = inner.host.now_ms() - trouble.since_ms;
+        // The wall clock may have been set back.
+        let lasted_ms = (inner.host.now_ms() - trouble.since_ms).max(0);
         tracing::info!(
             store = %inner.name, lasted_ms, cause = trouble.cause.name(),
             "{} the store works again", NAMES[index]

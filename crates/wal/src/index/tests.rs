@@ -224,3 +224,38 @@ fn what_comes_after_its_commit_is_named_and_what_comes_after_its_release_is_garb
     assert_eq!(dropped, [(STREAM, 4)], "no commit has named it");
     assert_eq!(held(&index), [0, 3]);
 }
+
+#[test]
+fn a_chunk_that_is_filled_in_goes_with_its_release_whenever_that_comes_and_leaves_nothing() {
+    let at = |index: u64, batch: EffectBatch| EffectBatch { index, ..batch };
+    let mut index = Index::new(directory());
+    index.follow(&at(10, effects(vec![])));
+    // By an image older than what was followed it might be released already.
+    assert!(!index.begin_filling((STREAM, 3), 9));
+    assert!(!index.holds((STREAM, 3)));
+
+    for number in [3, 4, 7, 8] {
+        assert!(index.begin_filling((STREAM, number), 10));
+    }
+    index.written((STREAM, 3), place(1, 0)).unwrap();
+    assert_eq!(index.check((STREAM, 9)), Err(WalError::Closed), "its writer is gone");
+    // One that could not be written may come again.
+    index.not_filled((STREAM, 4));
+    assert!(!index.holds((STREAM, 4)));
+    assert!(index.begin_filling((STREAM, 4), 10));
+    index.written((STREAM, 4), place(2, 0)).unwrap();
+    // Released before it is durable, and not written in the end.
+    assert_eq!(index.follow(&at(11, effects(vec![released(STREAM, &[7, 8])]))), [(STREAM, 7), (STREAM, 8)]);
+    index.written((STREAM, 7), place(3, 0)).unwrap();
+    index.not_filled((STREAM, 8));
+    assert_eq!(index.live().0, 2);
+    // Being named by the ensemble drops nothing of it.
+    assert_eq!(index.follow(&at(12, effects(vec![stream_changed(STREAM, directory(), true)]))), []);
+    assert_eq!(index.follow(&at(13, effects(vec![released(STREAM, &[3])]))), [(STREAM, 3)]);
+    let forgotten = EffectKind::StreamForgotten(isobar_metadata::effect::StreamForgotten { stream: STREAM });
+    assert_eq!(index.follow(&at(14, effects(vec![forgotten]))), [(STREAM, 4)]);
+    assert_eq!(index.live(), (0, 0));
+    index.begin((StreamId(6), 0));
+    index.written((StreamId(6), 0), place(4, 1)).unwrap();
+    assert_eq!(index.take_free_segments(), [0]);
+}

@@ -252,19 +252,22 @@ impl QuorumWal {
 
 impl Streams {
     fn learn(&mut self, id: StreamId, ensemble: &[DirectoryId], write_quorum: u32) {
-        self.known.entry(id).or_insert_with(|| {
-            let ensemble: Vec<DirectoryId> = ensemble.iter().copied().take(ENSEMBLE_MAX).collect();
-            let all = u32::MAX.checked_shr(32 - ensemble.len() as u32).unwrap_or(0);
-            Arc::new(Entry {
-                id,
-                ensemble,
-                write_quorum,
-                is_closed: AtomicBool::new(false),
-                live: AtomicU32::new(all),
-                members: OnceLock::new(),
-                writing: Mutex::new(None),
-            })
-        });
+        let ensemble: Vec<DirectoryId> = ensemble.iter().copied().take(ENSEMBLE_MAX).collect();
+        // Only a closed stream's ensemble changes: then it is read from, and nothing else.
+        if self.known.get(&id).is_some_and(|known| known.ensemble == ensemble) {
+            return;
+        }
+        let all = u32::MAX.checked_shr(32 - ensemble.len() as u32).unwrap_or(0);
+        let entry = Entry {
+            id,
+            ensemble,
+            write_quorum,
+            is_closed: AtomicBool::new(false),
+            live: AtomicU32::new(all),
+            members: OnceLock::new(),
+            writing: Mutex::new(None),
+        };
+        self.known.insert(id, Arc::new(entry));
     }
 
     fn close(&mut self, id: StreamId) {

@@ -53,7 +53,7 @@ pub(crate) fn counted() -> Vec<&'static str> {
 }
 
 /// Crash points that only a node of a cluster passes.
-pub const CLUSTER_POINTS: &[&str] = &["produce.again"];
+pub const CLUSTER_POINTS: &[&str] = &["produce.again", "wal.filled"];
 
 /// The promises that nodes of a cluster can be made to break.
 pub const CLUSTER_SABOTAGES: &[&str] = &[
