@@ -250,7 +250,7 @@ class Run:
             time.sleep(0.2)
 
     def fsck(self):
-        code, findings, summary = fsck(BINARY, self.cluster.nodes[0].admin, deep=True)
+        code, findings, summary = fsck(BINARY, self.cluster.having("broker")[0].admin, deep=True)
         print(f"fsck: {summary}")
         if code != 0 or findings:
             self.load.problem("fsck", f"exit code {code}, {len(findings)} findings: {findings[:3]} {summary if code else ''}")
