@@ -371,7 +371,7 @@ def main():
     told = {
         "date": utc(time.time()), "commit": commit, "binary_built": utc(binary.stat().st_mtime),
         "binary_sha256": hashlib.sha256(binary.read_bytes()).hexdigest(), "seed": args.seed, "store": args.store,
-        "network": net.is_own(), "rate": args.rate, "longest_s": args.longest, "settings": run.settings, "rounds": run.rounds,
+        "network": net.is_own(), "layout": args.layout, "from": args.old and pathlib.Path(args.old).name, "rate": args.rate, "longest_s": args.longest, "settings": run.settings, "rounds": run.rounds,
         "acks": run.recorder.acks, "load_ended_s": run.load_ended_s, "problems": sorted(problems),
         "seconds": round(time.monotonic() - began), "result": "FAILED" if failed else "clean",
     }
