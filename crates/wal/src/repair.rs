@@ -103,6 +103,7 @@ pub fn start_repairer(parts: RepairParts, options: RepairOptions) -> Task {
         closed_since: BTreeMap::new(),
         silent_since: BTreeMap::new(),
         others: BTreeMap::new(),
+        has_failed: false,
     };
     host.spawn("wal-repair", work.run())
 }
@@ -114,6 +115,8 @@ struct Work {
     closed_since: BTreeMap<StreamId, Instant>,
     silent_since: BTreeMap<DirectoryId, Instant>,
     others: BTreeMap<DirectoryId, RemoteReplica>,
+    /// At the last look: it was said then.
+    has_failed: bool,
 }
 
 impl Work {
@@ -141,7 +144,7 @@ impl Work {
         }
         let known = self.standings(&image).await;
         let me = self.parts.replica.directory();
-        let mut lacking = 0;
+        let (mut lacking, mut failed) = (0, None);
         for stream in old {
             let Some(found) = image.stream(stream) else { continue };
             lacking += lost_of(&found.ensemble, &known).map_or(0, |_| found.live.len());
@@ -151,9 +154,13 @@ impl Work {
             }
             let wanted = self.parts.replica.lacking(stream, found.live.keys().copied());
             if let Err(error) = self.fill(&found.record, role, wanted).await {
-                tracing::warn!(%error, %stream, ?role, "chunks that cannot be uploaded lack a copy, and get none yet");
+                failed.get_or_insert((stream, role, error));
             }
         }
+        if let Some((stream, role, error)) = failed.as_ref().filter(|_| !self.has_failed) {
+            tracing::warn!(%error, %stream, ?role, "chunks that cannot be uploaded lack a copy, and get none yet");
+        }
+        self.has_failed = failed.is_some();
         self.parts.replica.metrics().lacking_chunks.set(i64::try_from(lacking).unwrap_or(i64::MAX));
     }
 

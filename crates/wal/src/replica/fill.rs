@@ -21,10 +21,10 @@ pub(crate) enum Filled {
 }
 
 impl LocalReplica {
-    /// Of these numbers of a stream, those that are not here.
+    /// Of these numbers of a stream, those that are not durable here.
     pub(crate) fn lacking(&self, stream: StreamId, numbers: impl Iterator<Item = u64>) -> Vec<u64> {
         let state = self.shared.state.lock();
-        numbers.filter(|number| !state.index.holds((stream, *number))).collect()
+        numbers.filter(|number| state.index.place((stream, *number)).is_none()).collect()
     }
 
     /// Makes a chunk durable that an image at this index says is live in a closed stream. One at a time for each chunk.
@@ -37,8 +37,11 @@ impl LocalReplica {
         }
         {
             let mut state = shared.state.lock();
-            if state.index.holds(id) {
+            if state.index.place(id).is_some() {
                 return Ok(Filled::Durable);
+            }
+            if state.index.holds(id) {
+                return Err(WalError::Unavailable("it is being written already".to_owned()));
             }
             if !state.index.begin_filling(id, at_index) {
                 return Ok(Filled::Stale);

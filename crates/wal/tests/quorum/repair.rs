@@ -1,7 +1,7 @@
 //! Chunks that are not uploaded while a replica is lost, or comes back without them: they get another copy, whatever dies and
 //! whatever is released meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use isobar_host::Host;
+use isobar_host::disk::Operation;
 use isobar_host::sim::{SimDisk, SimRng, World};
 use isobar_metadata::command::{
     CloseStream, Command, CommitBatch, CommitChunk, CommitPartition, CreateTopics, Entry, Envelope,
@@ -43,6 +44,7 @@ struct Meta {
     directories: Mutex<BTreeMap<i32, DirectoryId>>,
     replicas: Mutex<BTreeMap<i32, LocalReplica>>,
     content: Mutex<BTreeMap<u64, Bytes>>,
+    not_started: Mutex<BTreeSet<i32>>,
 }
 
 impl Meta {
@@ -55,6 +57,7 @@ impl Meta {
             directories: Mutex::default(),
             replicas: Mutex::default(),
             content: Mutex::default(),
+            not_started: Mutex::default(),
         };
         let register = RegisterSession {
             node_id: 9,
@@ -186,6 +189,7 @@ async fn node(host: Host, meta: Arc<Meta>, node_id: i32) {
     let Ok(replica) =
         LocalReplica::open(&host, Path::new("wal"), replica_options(), WalMetrics::default()).await
     else {
+        meta.not_started.lock().insert(node_id);
         return;
     };
     let directory = replica.directory();
@@ -262,6 +266,7 @@ async fn read(host: Host, meta: Arc<Meta>, stream: StreamId, ended: Arc<Mutex<u6
 
 struct Run {
     seed: u64,
+    disks: BTreeMap<i32, Arc<SimDisk>>,
     world: World,
     meta: Arc<Meta>,
 }
@@ -270,6 +275,19 @@ impl Run {
     fn boot(&mut self, node_id: i32) {
         let meta = Arc::clone(&self.meta);
         self.world.boot(&format!("n{node_id}"), move |host| node(host, meta, node_id));
+    }
+
+    /// A node whose disk failed as it started starts again.
+    fn revive(&mut self, but: &[i32]) {
+        for node_id in NODES.into_iter().filter(|node_id| !but.contains(node_id)) {
+            if self.meta.not_started.lock().remove(&node_id) {
+                self.world.kill(&format!("n{node_id}"));
+            }
+            if !self.world.is_up(&format!("n{node_id}")) {
+                self.meta.replicas.lock().remove(&node_id);
+                self.boot(node_id);
+            }
+        }
     }
 
     fn kill(&mut self, node_id: i32) {
@@ -300,11 +318,13 @@ impl Run {
 fn repaired(seed: u64, comes_back: bool) {
     let mut rng = SimRng::new(seed);
     let mut world = World::new(seed);
-    for node_id in NODES {
-        world.add_node(&format!("n{node_id}"), Arc::new(SimDisk::new(seed * 10 + node_id as u64)));
+    let disk = |node_id: i32| (node_id, Arc::new(SimDisk::new(seed * 10 + node_id as u64)));
+    let disks: BTreeMap<i32, Arc<SimDisk>> = NODES.into_iter().map(disk).collect();
+    for (node_id, disk) in &disks {
+        world.add_node(&format!("n{node_id}"), Arc::clone(disk));
     }
     world.add_node("writer", Arc::new(SimDisk::new(seed)));
-    let mut run = Run { seed, world, meta: Meta::new() };
+    let mut run = Run { seed, disks, world, meta: Meta::new() };
     NODES.iter().for_each(|node_id| run.boot(*node_id));
     run.until("replicas", |run, _| run.meta.replicas.lock().len() == NODES.len());
 
@@ -330,8 +350,8 @@ fn repaired(seed: u64, comes_back: bool) {
     };
     let is_repaired = |run: &Run| {
         let members = members(run);
-        let keeper =
-            if comes_back { Some(AWAY) } else { members.into_iter().find(|n| ![1, 2, AWAY].contains(n)) };
+        // Whoever was away for too long is replaced as well.
+        let keeper = members.into_iter().find(|n| ![1, 2].contains(n) && (comes_back || *n != AWAY));
         keeper.filter(|keeper| run.lacks(stream, *keeper) == 0)
     };
     run.until("another copy", |run, step| {
@@ -342,13 +362,28 @@ fn repaired(seed: u64, comes_back: bool) {
             down = None;
         }
         if rng.below(150) == 0 && down.is_none() {
-            let node_id = [1, 2, 4, 5][rng.below(4) as usize];
-            if rng.below(2) == 0 {
-                run.kill(node_id);
-            } else {
-                run.meta.replicas.lock().remove(&node_id);
-                run.world.crash(&format!("n{node_id}"));
+            let node_id = [1, 2, 4, 5, if comes_back { AWAY } else { 4 }][rng.below(5) as usize];
+            match rng.below(4) {
+                0 => run.disks[&node_id].fail_next(Operation::Sync, "", rng.below(3)),
+                1 => run.disks[&node_id].fail_next(Operation::Write, "", rng.below(3)),
+                kind => {
+                    run.meta.replicas.lock().remove(&node_id);
+                    match kind {
+                        2 => run.world.kill(&format!("n{node_id}")),
+                        _ => run.world.crash(&format!("n{node_id}")),
+                    }
+                    down = Some((node_id, step + rng.below(600)));
+                }
             }
+        }
+        let away = if comes_back { None } else { Some(AWAY) };
+        let off: Vec<i32> = away.into_iter().chain(down.map(|(node_id, _)| node_id)).collect();
+        run.revive(&off);
+        // One whose disk has failed ends, as a node does.
+        let stopped = |(_, replica): &(&i32, &LocalReplica)| replica.stopped().is_some();
+        let stopped = run.meta.replicas.lock().iter().find(stopped).map(|(node_id, _)| *node_id);
+        if let Some(node_id) = stopped.filter(|_| down.is_none()) {
+            run.kill(node_id);
             down = Some((node_id, step + rng.below(600)));
         }
         if rng.below(200) == 0 && deleted < CHUNKS / 2 {
@@ -382,8 +417,10 @@ fn repaired(seed: u64, comes_back: bool) {
     run.until("all to be read", |_, _| *read_count.lock() == live);
 
     // Nothing stays once nothing is needed, where it is and where it was copied in vain.
-    NODES.iter().filter(|node_id| **node_id != keeper).for_each(|node_id| run.boot(*node_id));
-    run.until("replicas", |run, _| run.meta.replicas.lock().len() == NODES.len());
+    run.until("replicas", |run, _| {
+        run.revive(&[]);
+        run.meta.replicas.lock().len() == NODES.len()
+    });
     run.meta.delete_records(-1);
     assert!(run.meta.image().stream(stream).is_none());
     run.until("empty replicas", |run, _| {
