@@ -94,6 +94,12 @@ pub enum BrokerError {
     /// Too few WAL replicas can be reached for a stream: try again.
     #[error("no stream can be opened: {0}")]
     NoEnsemble(String),
+    /// Its session was fenced before it could serve: it was paused, or cut off from the quorum's leader. Start again.
+    #[error(
+        "this node was not heard of by the metadata quorum's leader for a session's timeout while it started (paused, or cut \
+         off?), and is fenced: start it again"
+    )]
+    Fenced,
     /// The metadata quorum refused what a starting broker needs.
     #[error("the metadata quorum refused {what}: {answer}")]
     Refused {

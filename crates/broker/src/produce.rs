@@ -25,7 +25,7 @@ use crate::Broker;
 use crate::accumulator::{Checked, Outcome, Waiting};
 use crate::cluster::zone_of;
 use crate::connection::{Answer, Client};
-use crate::rewrite;
+use crate::rewrite::{self, Now};
 use crate::steering::Leader;
 
 /// What `acks` may be.
@@ -60,16 +60,15 @@ pub(crate) async fn start(
     let mut partitions = Vec::with_capacity(body.partition_count());
     let mut refused: Vec<(usize, Outcome)> = Vec::new();
     let mut checked: Vec<Checked> = Vec::with_capacity(body.partition_count());
-    let now_ms = broker.host.now_ms();
+    let now = Now::of(broker.host.now_ms(), broker.image.with(|image| image.time_ms()));
     let mut leaders = BTreeMap::new();
     for (index, partition) in body.partitions().enumerate() {
         let topic = match known_request_error(&body) {
             Some(error) => Err(error),
             None => topics.find(partition.topic_ordinal, &partition.topic).await,
         };
-        let batch = topic.and_then(|topic| {
-            check(&topic, header.version, now_ms, partition.index, partition.records, index)
-        });
+        let batch = topic
+            .and_then(|topic| check(&topic, header.version, now, partition.index, partition.records, index));
         let batch = batch.and_then(|batch| {
             let most = broker.lanes.of(batch.durability).max_batch_bytes();
             if batch.bytes.len() <= most { Ok(batch) } else { Err(larger_than_segment()) }
@@ -211,7 +210,7 @@ fn unknown(topic: &TopicRef) -> Outcome {
 fn check(
     topic: &Topic,
     version: i16,
-    now_ms: i64,
+    now: Now,
     partition: i32,
     records: Option<Bytes>,
     index: usize,
@@ -219,7 +218,7 @@ fn check(
     if partition < 0 || partition >= topic.partitions {
         return Err(Outcome::refused(ErrorCode::UnknownTopicOrPartition, None));
     }
-    let (header, bytes) = rewrite::check(topic, version, now_ms, records)?;
+    let (header, bytes) = rewrite::check(topic, version, now, records)?;
     if header.attributes.is_transactional() {
         return Err(Outcome::refused(
             ErrorCode::TransactionalIdAuthorizationFailed,

@@ -18,19 +18,33 @@ const DECOMPRESSED_CAP_BYTES: usize = 128 << 20;
 /// Length and everything before it are not counted by a batch's own length field.
 const BEFORE_LENGTH_BYTES: usize = 12;
 
+/// What the time may be. A record is refused for its timestamp only if it is too far off by both: this node's clock, which may be
+/// wrong, and metadata's time, which goes by most nodes' clocks and stands still while nothing is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Now {
+    earliest_ms: i64,
+    latest_ms: i64,
+}
+
+impl Now {
+    pub(crate) fn of(own_ms: i64, metadata_ms: i64) -> Self {
+        Self { earliest_ms: own_ms.min(metadata_ms), latest_ms: own_ms.max(metadata_ms) }
+    }
+}
+
 /// Checks a produced batch by its topic's configs, and gives it the topic's compression.
 pub(crate) fn check(
     topic: &Topic,
     version: i16,
-    now_ms: i64,
+    now: Now,
     records: Option<Bytes>,
 ) -> Result<(BatchHeader, Bytes), Outcome> {
     let settings = &topic.settings;
     let timestamps = match settings.timestamp_type {
         TimestampType::LogAppendTime => TimestampRange::ANY,
         TimestampType::CreateTime => TimestampRange {
-            min_ms: now_ms.saturating_sub(settings.timestamp_before_max_ms),
-            max_ms: now_ms.saturating_add(settings.timestamp_after_max_ms),
+            min_ms: now.earliest_ms.saturating_sub(settings.timestamp_before_max_ms),
+            max_ms: now.latest_ms.saturating_add(settings.timestamp_after_max_ms),
         },
     };
     let max_message_bytes = usize::try_from(settings.max_message_bytes).unwrap_or(0);
@@ -84,6 +98,8 @@ fn recompress(header: BatchHeader, plain: &[u8], codec: Codec) -> Result<(BatchH
 
 #[cfg(test)]
 mod tests {
+    use isobar_metadata::config_table::TopicSettings;
+    use isobar_metadata::record::TopicRecord;
     use isobar_protocol::batch::verify_crc;
     use isobar_protocol::records::{BatchBuilder, decode_batch};
 
@@ -124,6 +140,28 @@ mod tests {
                 }
                 assert_eq!(new_records.iter().count(), 50);
             }
+        }
+    }
+
+    #[test]
+    fn a_record_is_too_early_or_too_late_only_by_both_clocks() {
+        const HOUR_MS: i64 = 3_600_000;
+        const NOON_MS: i64 = 1_800_000_000_000;
+        let configs =
+            [("message.timestamp.before.max.ms", HOUR_MS), ("message.timestamp.after.max.ms", HOUR_MS)];
+        let configs = configs.map(|(name, value)| (name.to_owned(), value.to_string())).into();
+        let topic = Topic { record: TopicRecord::default(), settings: TopicSettings::of(&configs, None) };
+        let code = |own_ms: i64, metadata_ms: i64| {
+            let mut builder = BatchBuilder::new(Codec::None);
+            builder.push(NOON_MS, None, Some(b"v".as_slice()), &[] as &[(&str, Option<&[u8]>)]);
+            let batch = builder.build().unwrap();
+            let now = Now::of(NOON_MS + own_ms, NOON_MS + metadata_ms);
+            check(&topic, 9, now, Some(batch)).map_or_else(|refused| refused.error, |_| ErrorCode::None)
+        };
+        assert_eq!(code(0, 0), ErrorCode::None);
+        for off_ms in [-2 * HOUR_MS, 2 * HOUR_MS] {
+            assert_eq!(code(off_ms, 0), ErrorCode::None, "this node's clock is wrong by {off_ms} ms");
+            assert_eq!(code(off_ms, off_ms), ErrorCode::InvalidTimestamp);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use isobar_metadata::command::{FIRST_NUMBER, OpenStream, RegisterDirectory, RegisterSession};
+use isobar_metadata::result::RefusalKind;
 use isobar_metadata::{Command, CommandResult, DirectoryId, Envelope, LaneId, SessionId, StreamId};
 use isobar_protocol::error::ErrorCode;
 use isobar_raft::{ProposeError, Quorum};
@@ -106,6 +107,9 @@ impl Session {
             CommandResult::Stream(granted) if granted.error_code == 0 => {
                 ensembles.opened(granted.stream, &ensemble, write_quorum);
                 Ok(granted.stream)
+            }
+            CommandResult::Refused(refusal) if refusal.kind() == RefusalKind::Fenced => {
+                Err(BrokerError::Fenced)
             }
             other => Err(refused(format!("{other:?}"))),
         }

@@ -190,6 +190,13 @@ pub enum NodeError {
     Rpc(#[from] RpcError),
 }
 
+impl NodeError {
+    /// Nothing is wrong but that the others gave the node up while it started: who starts it again has a node.
+    pub fn is_fenced(&self) -> bool {
+        matches!(self, Self::Broker(BrokerError::Fenced))
+    }
+}
+
 /// Why a running node must end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {

@@ -166,11 +166,11 @@ impl Driver {
 
     /// What an operator, or the service manager, does for a node that is not well.
     pub(crate) fn look_after(&mut self, at: usize) {
-        let (stage, had_disk_faults) = {
+        let (stage, had_disk_faults, was_fenced) = {
             let life = self.nodes[at].life.lock();
-            (life.stage.clone(), life.had_disk_faults)
+            (life.stage.clone(), life.had_disk_faults, life.was_fenced)
         };
-        let excused = had_disk_faults || self.lenient;
+        let excused = had_disk_faults || was_fenced || self.lenient;
         let (what, why, excused) = match stage {
             Stage::Starting | Stage::Up => return self.watch_stop(at),
             Stage::Stopped(Ok(())) => return self.end(at, "exit"),

@@ -92,6 +92,8 @@ pub(crate) struct Life {
     pub gets: u64,
     /// A disk fault was on at some time of this life.
     pub had_disk_faults: bool,
+    /// It did not start because the others had given it up by then.
+    pub was_fenced: bool,
     /// In a cluster, every few milliseconds.
     pub place: Option<Place>,
     /// In a cluster, now and then.
@@ -113,6 +115,7 @@ impl Life {
             puts: 0,
             gets: 0,
             had_disk_faults: false,
+            was_fenced: false,
             place: None,
             image: None,
             lives_over: 0,
@@ -226,7 +229,9 @@ pub(crate) async fn live(host: Host, options: NodeOptions, life: Arc<Mutex<Life>
         let node = match Node::start(&host, options.clone()).await {
             Ok(node) => node,
             Err(error) => {
-                life.lock().stage = Stage::Failed(error.to_string());
+                let mut life = life.lock();
+                life.was_fenced = error.is_fenced();
+                life.stage = Stage::Failed(error.to_string());
                 return;
             }
         };
