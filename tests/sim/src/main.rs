@@ -216,8 +216,8 @@ struct Line {
     /// CRC-32C and length.
     #[serde(default)]
     binary: String,
-    /// Of three nodes.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// Of three nodes. (`cluster` is what followed there, of the totals.)
+    #[serde(rename = "is_cluster", default, skip_serializing_if = "std::ops::Not::not")]
     cluster: bool,
     first: u64,
     last: u64,
