@@ -1,7 +1,7 @@
 //! The write-ahead log: chunks, and the replica that keeps them until their batches lie in objects.
 //!
 //! Owns: the chunk format, the [`Wal`] trait that a broker writes to and reads from, the [`LocalReplica`] on this node's
-//! disk, and its memory of recent chunks.
+//! disk, and its memory of recent chunks; the quorum writer; the repairer, which gives a replica the copies that others lost.
 //!
 //! Promises: an append is acknowledged after its sync; a stream's chunks are acknowledged in order and without a gap; what is not
 //! found is [`WalError::NotFound`], never an empty answer; every CRC is checked on the way from the disk.
