@@ -20,7 +20,9 @@
 //! 3. A node that is new asks the others how their cluster was formatted; only if none of them has one does it format its own.
 //! 4. The incarnation's claim is looked at before the first client is served, if the store answers in time; from then on by
 //!    the archiver and the deleter. A node that has lost it takes no more commands, says so in its health, and ends.
-//! 5. Start order: lock, quorum, image, WAL (reconciled with the image before effects are followed), store (`open_store.rs`), claim,
+//! 5. A node whose member of the quorum has stopped (its disk failed) ends, whether or not anyone writes through it: it knows
+//!    nothing new any more, and whoever looks at it from outside must see so.
+//! 6. Start order: lock, quorum, image, WAL (reconciled with the image before effects are followed), store (`open_store.rs`), claim,
 //!    archiver, broker, uploader.
 //!    Stop order: connections are drained, uploads finish, the log is archived, then the quorum takes a snapshot and stops.
 //!
@@ -197,10 +199,15 @@ impl NodeError {
     }
 }
 
+/// What is said when the member of the quorum has stopped of itself.
+const QUORUM_STOPPED: &str = "this node's part of the metadata quorum has stopped: its log cannot be written; see the \
+     errors logged before, and the disk below metadata/";
+
 /// Why a running node must end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// The cluster goes on elsewhere, or this node's state contradicts another's: a person has to look.
+    /// The cluster goes on elsewhere, this node's state contradicts another's, or its metadata log cannot be written any more: a
+    /// person has to look.
     ForGood(String),
     /// This life is over: start the node again. Its session was fenced, or it has missed too much of the metadata.
     StartAgain(String),
@@ -369,6 +376,7 @@ impl Node {
             why = told(&mut diverged) => Ending::ForGood(why),
             why = told(&mut broker_over) => Ending::StartAgain(why),
             why = told(&mut member_over) => Ending::StartAgain(why),
+            () = self.quorum.stopped() => Ending::ForGood(QUORUM_STOPPED.to_owned()),
         }
     }
 

@@ -11,8 +11,9 @@ use isobar_client::{
     ProducerConfig, TopicPartition,
 };
 use isobar_host::Host;
+use isobar_host::disk::Faults;
 use isobar_host::sim::{SimDisk, World};
-use isobar_node::node::{Node, NodeOptions, Store};
+use isobar_node::node::{Ending, Node, NodeOptions, Store};
 use isobar_testkit::bucket::{Bucket, FaultPlan};
 use parking_lot::Mutex;
 
@@ -140,6 +141,37 @@ fn metadata_clock_goes_on_although_nobody_asks_for_anything() {
     let node = node.as_ref().unwrap();
     let gone_on = node.metadata_time_ms() - begun;
     assert!(gone_on > 100_000, "in 200 s metadata's clock moved {gone_on} ms");
+}
+
+/// Its disk fails while nobody asks for anything, so no write path is there to notice it: metadata's own entries do.
+#[test]
+fn a_node_ends_when_its_metadata_log_cannot_be_written() {
+    let mut world = World::new(11);
+    let disk = Arc::new(SimDisk::new(11));
+    world.add_node("broker", Arc::clone(&disk));
+    let bucket = Bucket::new(11, FaultPlan::NONE);
+    let started = Arc::new(AtomicBool::new(false));
+    let ended: Arc<Mutex<Option<Ending>>> = Arc::default();
+    let (begun, told, settings) = (Arc::clone(&started), Arc::clone(&ended), options(&bucket));
+    world.boot("broker", |host| async move {
+        let node = Node::start(&host, settings).await.unwrap();
+        begun.store(true, Ordering::Relaxed);
+        *told.lock() = Some(node.lost().await);
+    });
+    for _ in 0..60_000 {
+        world.step();
+    }
+    assert!(started.load(Ordering::Relaxed), "the node did not start");
+    assert_eq!(*ended.lock(), None, "it has ended although nothing is wrong");
+    disk.set_faults(Faults { sync_errors_per_million: 1_000_000, ..Faults::default() });
+    for _ in 0..120_000 {
+        world.step();
+        if let Some(ending) = &*ended.lock() {
+            assert!(matches!(ending, Ending::ForGood(why) if why.contains("metadata")), "{ending:?}");
+            return;
+        }
+    }
+    panic!("it goes on without a metadata log");
 }
 
 /// Steps until the node serves; its metadata clock then.
