@@ -21,3 +21,4 @@ mod snapshots;
 mod soft_delete;
 mod speed;
 mod topics;
+mod world;

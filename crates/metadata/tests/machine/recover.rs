@@ -1,7 +1,7 @@
 //! Random histories with an archive that ends anywhere: what comes back is one cut, whole, and in objects only.
 
-use crate::properties::{Step, World, step};
 use crate::rig::*;
+use crate::world::{Step, World, step};
 use isobar_metadata::command::*;
 use isobar_metadata::record::ObjectState;
 use isobar_metadata::recover::*;

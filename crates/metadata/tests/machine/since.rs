@@ -1,6 +1,6 @@
 //! What is said to differ between two versions is what differs, whether they share anything or not.
 
-use crate::properties::{World, step};
+use crate::world::{World, step};
 use isobar_metadata::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
