@@ -8,6 +8,7 @@ mod demo;
 mod dump;
 mod fsck;
 mod group;
+mod log_lines;
 mod output;
 mod records;
 mod recover_command;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use cli::{Cli, Command};
 use configuration::Logging;
@@ -76,12 +78,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
 fn start_logging(logging: &Logging) -> Result<(), Failure> {
     let filter = &logging.filter;
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if logging.json {
-        lines.json().flatten_event(true).try_init()?;
-    } else {
-        lines.with_target(true).try_init()?;
-    }
+    log_lines::subscriber(filter, logging.json, std::io::stderr).try_init()?;
     Ok(())
 }
 
