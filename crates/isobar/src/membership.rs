@@ -78,6 +78,9 @@ pub(crate) struct About {
     /// Its wall clock as it answered; 0: its release does not tell it.
     #[prost(int64, tag = "6")]
     pub(crate) clock_ms: i64,
+    /// Chunks that cannot be uploaded and of whose replicas one is lost, as its repair sees it.
+    #[prost(uint64, tag = "7")]
+    pub(crate) lacking_chunks: u64,
 }
 
 /// What is to be done to a node.
@@ -214,6 +217,9 @@ impl Membership {
             directory: replica.map(LocalReplica::directory),
             wal_stopped: replica.and_then(LocalReplica::stopped),
             clock_ms: self.inner.host.now_ms(),
+            lacking_chunks: replica
+                .and_then(|replica| replica.metrics().lacking_chunks.get().try_into().ok())
+                .unwrap_or(0),
         }
     }
 

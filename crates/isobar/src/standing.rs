@@ -117,6 +117,7 @@ fn wrong(seen: &Seen<'_>, image: &Image) -> Vec<String> {
         );
     }
     wrong.extend(wrong_clocks(seen));
+    wrong.extend(lacking_copies(seen));
     wrong
 }
 
@@ -134,6 +135,16 @@ fn wrong_clocks(seen: &Seen<'_>) -> Vec<String> {
         format!("the clock of node {id} is {seconds} s {side} the others': see that its time service runs")
     })
     .collect()
+}
+
+/// Each node with a replica sees for itself what lacks a copy; who sees most has looked last.
+fn lacking_copies(seen: &Seen<'_>) -> Option<String> {
+    let chunks = seen.said.values().map(|about| about.lacking_chunks).max().filter(|chunks| *chunks > 0)?;
+    Some(format!(
+        "{chunks} WAL chunks that are not uploaded yet have lost a copy: nothing is missing, but another lost disk may take them. They \
+         are copied as soon as a node with the role wal that has none of them is there: start the one that is down, or one more; \
+         and see why the store takes no uploads"
+    ))
 }
 
 fn wrong_with(member: &MemberInfo, seen: &Seen<'_>, image: &Image) -> Option<String> {
@@ -198,6 +209,21 @@ mod tests {
         assert_eq!(unled["nodes"][2]["metadata"], "voter");
         let led = answer(&Leader { id: Some(2), ..Leader::default() });
         assert_eq!(led["nodes"][1]["metadata"], "leader");
+    }
+
+    #[test]
+    fn what_has_lost_a_copy_is_told_once() {
+        let said = |lacking: [u64; 2]| {
+            let about = |lacking_chunks| About { lacking_chunks, ..About::default() };
+            BTreeMap::from([(1, about(lacking[0])), (2, about(lacking[1]))])
+        };
+        let leader = Leader::default();
+        let told = |said: BTreeMap<u64, About>| {
+            lacking_copies(&Seen { me: 1, members: &[], leader: &leader, said: &said })
+        };
+        assert_eq!(told(said([0, 0])), None);
+        let words = told(said([3, 4])).unwrap();
+        assert!(words.starts_with("4 WAL chunks that are not uploaded yet have lost a copy"), "{words}");
     }
 
     #[test]
