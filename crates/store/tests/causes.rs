@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use isobar_host::Host;
 use isobar_store::{Bucket, BucketOptions, Cause, Created, StoreError, StoreMetrics};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -112,6 +113,12 @@ fn quick() -> BucketOptions {
     }
 }
 
+/// For what is answered: a machine that is busy must not look like a store that hangs.
+fn patient() -> BucketOptions {
+    let long = Duration::from_secs(4);
+    BucketOptions { put_attempt: long, put_total: long, get_attempt: long, get_total: long, ..quick() }
+}
+
 async fn bucket_at(url: &str) -> Bucket {
     Bucket::open(&Host::real(), "b", url, quick(), StoreMetrics::default()).await.unwrap()
 }
@@ -163,14 +170,18 @@ async fn answers_become_causes() {
         (502, "", Cause::Server, MayHaveHappened, DidNotHappen),
         (404, "NoSuchKey", Cause::Other, Refused, NotFound),
     ];
-    for &(status, code, cause, put_kind, get_kind) in table {
-        let bucket = s3(move |_| xml(status, code)).await;
+    // All at once: what is tried again is tried for as long as `patient` says.
+    let asked = table.iter().map(|&(status, code, cause, put_kind, get_kind)| async move {
+        let endpoint = serve(Arc::new(move |_| xml(status, code))).await;
+        let url = format!("s3://bucket/p?anonymous=true&endpoint={endpoint}");
+        let opened = Bucket::open(&Host::real(), "b", &url, patient(), StoreMetrics::default()).await;
+        let bucket = opened.unwrap();
         let put = bucket.put("data/1", vec![Bytes::from_static(b"x")]).await.unwrap_err();
         assert_eq!((kind(&put), put.cause()), (put_kind, Some(cause)), "{status} {code}: {put}");
         let get = bucket.get_range("data/1", 0..1).await.unwrap_err();
         assert_eq!(kind(&get), get_kind, "{status} {code}: {get}");
         if get_kind == NotFound {
-            continue;
+            return;
         }
         assert_eq!(get.cause(), Some(cause), "{get}");
         let text = put.to_string();
@@ -179,7 +190,8 @@ async fn answers_become_causes() {
         assert!(!text.contains("http://"), "no URL in an error: {text}");
         let writing = bucket.health().writing.unwrap();
         assert_eq!(writing.cause, cause);
-    }
+    });
+    join_all(asked).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -295,7 +307,7 @@ async fn a_storm_of_failures_does_not_multiply_requests() {
         let bucket = bucket.clone();
         async move { bucket.put(&format!("data/{n}"), vec![Bytes::from_static(b"x")]).await.unwrap_err() }
     });
-    let errors = futures_util::future::join_all(puts).await;
+    let errors = join_all(puts).await;
     assert!(errors.iter().all(|error| error.cause() == Some(Cause::Throttled)));
     let requests = requests.load(Ordering::Relaxed);
     // 200 first attempts, 50 tokens, and a few a second.
