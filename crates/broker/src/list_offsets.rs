@@ -230,7 +230,7 @@ async fn batches(
     from: i64,
     end: i64,
 ) -> Result<Vec<Bytes>, ErrorCode> {
-    let span = read::Span { from, end, max_bytes: usize::MAX, at_least_one: true };
+    let span = read::Span { from, end, max_bytes: usize::MAX, at_least_one: true, until: None };
     let blob = read::records(broker, view, &span).await?.to_bytes();
     let batches = Batches::new(&blob).map(|batch| {
         let (_, bytes) = batch.map_err(|error| {

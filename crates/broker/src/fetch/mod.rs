@@ -35,6 +35,9 @@ use session::{Asked, Context, Terms};
 const PREFERRED_VERSION: i16 = 11;
 /// First version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
+/// An answer takes no longer to read than this, but for its first batch: a client that has waited for its request timeout (30 s by
+/// default) would ask for the same again.
+const READ_FOR: Duration = Duration::from_secs(1);
 
 /// What one request wants of every partition.
 struct Wants<'a> {
@@ -180,12 +183,13 @@ async fn answer(broker: &Arc<Broker>, context: &Context, wants: &Wants<'_>) -> F
     let mut response = FetchResponse { session_id: context.session_id(), ..empty() };
     let mut left = wants.max_bytes;
     let mut any = false;
+    let until = Instant::now() + READ_FOR;
     let mut leaders: BTreeMap<i32, NodeEndpoint> = BTreeMap::new();
     for (asked, look) in context.asked.iter().zip(looks) {
         if let Look::Led(leader) = &look {
             leaders.entry(leader.node_id).or_insert_with(|| endpoint(leader));
         }
-        let partition = fill(broker, asked, look, wants, left, !any).await;
+        let partition = fill(broker, asked, look, wants, Room { left, first: !any, until }).await;
         let bytes = partition.records.len_bytes();
         left = left.saturating_sub(bytes);
         any |= bytes > 0;
@@ -343,13 +347,22 @@ fn available_bytes(view: &PartitionView, asked: &Asked, end: i64, enough: usize)
     bytes.min(most.max(1))
 }
 
+/// What an answer has room for.
+#[derive(Clone, Copy)]
+struct Room {
+    /// In bytes.
+    left: usize,
+    /// Nothing is in it yet.
+    first: bool,
+    until: Instant,
+}
+
 async fn fill(
     broker: &Arc<Broker>,
     asked: &Asked,
     look: Look,
     wants: &Wants<'_>,
-    left: usize,
-    first: bool,
+    room: Room,
 ) -> FetchPartition {
     let (view, diverging_epoch, preferred) = match look {
         Look::Refused(error) => return FetchPartition::failed(asked.partition, error),
@@ -376,8 +389,9 @@ async fn fill(
     let span = read::Span {
         from: asked.fetch_offset,
         end: readable_end(&view, wants),
-        max_bytes: left.min(usize::try_from(asked.max_bytes).unwrap_or(0)),
-        at_least_one: first,
+        max_bytes: room.left.min(usize::try_from(asked.max_bytes).unwrap_or(0)),
+        at_least_one: room.first,
+        until: Some(room.until),
     };
     match read::records(broker, &view, &span).await {
         Ok(records) => answer.records = records,

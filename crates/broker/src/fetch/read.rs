@@ -1,15 +1,22 @@
 //! From a view to bytes: extents, then batches, stamped with their offsets.
+//!
+//! A broker may have no WAL replica of its own, and chunks may be small and many: what lies in the WAL is asked for
+//! [`AT_ONCE`] extents at a time, and a fetch that has read for long answers with what it has.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use isobar_metadata::index_block::IndexBlock;
-use isobar_metadata::{Extent, Found, IndexPointer, Location, PartitionKey, PartitionView};
+use isobar_metadata::record::WalLocation;
+use isobar_metadata::{Extent, Found, IndexPointer, Location, PartitionKey, PartitionView, StoreId};
 use isobar_protocol::batch::{BatchHeader, Batches, TimestampType, rewrite_timestamp};
 use isobar_protocol::error::ErrorCode;
 use isobar_protocol::fetch::RecordSet;
 use isobar_store::{Class, ReadBatches, ReadObject, StoreError};
 use isobar_wal::WalError;
+use tokio::time::Instant;
 
 use crate::Broker;
 
@@ -20,9 +27,14 @@ pub(crate) struct Span {
     /// Nothing at or after this offset.
     pub(crate) end: i64,
     pub(crate) max_bytes: usize,
-    /// One batch is given even if it is larger than `max_bytes`.
+    /// One batch is given even if it is larger than `max_bytes`, or late.
     pub(crate) at_least_one: bool,
+    /// Nothing more is read after this; `None`: all of it is needed.
+    pub(crate) until: Option<Instant>,
 }
+
+/// Extents in the WAL that are read at the same time.
+const AT_ONCE: usize = 16;
 
 /// Why a location gave nothing.
 enum Miss {
@@ -42,13 +54,16 @@ pub(crate) async fn records(
     let mut view = Arc::clone(view);
     let mut offset = span.from;
     let mut resolved_again = false;
-    while offset < span.end && (set.len_bytes() < span.max_bytes || wants_first(&set, span)) {
+    while offset < span.end && wants_more(&set, span) {
         let Some(found) = view.locate(offset, &[broker.home_store]) else {
             return missing(&set, view.key(), offset);
         };
-        let taken = match resolve(broker, view.key(), found, offset).await {
-            Ok(extent) => take(broker, &view, &extent, offset, span, &mut set).await,
-            Err(miss) => Err(miss),
+        let taken = match found.extent().filter(|extent| extent.wal().is_some()) {
+            Some(_) => take_from_wal(broker, &view, offset, span, &mut set).await,
+            None => match resolve(broker, view.key(), found, offset).await {
+                Ok(extent) => take(broker, &view, &extent, offset, span, &mut set).await,
+                Err(miss) => Err(miss),
+            },
         };
         match taken {
             Ok(Some(next)) => {
@@ -67,6 +82,11 @@ pub(crate) async fn records(
         }
     }
     Ok(set)
+}
+
+fn wants_more(set: &RecordSet, span: &Span) -> bool {
+    let in_time = || span.until.is_none_or(|until| Instant::now() < until);
+    wants_first(set, span) || (set.len_bytes() < span.max_bytes && in_time())
 }
 
 fn wants_first(set: &RecordSet, span: &Span) -> bool {
@@ -145,11 +165,8 @@ async fn take(
     set: &mut RecordSet,
 ) -> Result<Option<i64>, Miss> {
     match extent.location() {
-        Location::Wal(location) => {
-            let read = broker.wal.read(location.stream, location.chunk, location.ordinals()).await;
-            let batches = read.map_err(|error| wal_miss(&error, extent))?;
-            whole(take_unstamped(view, extent, (extent.base_offset, &batches), offset, span, set)?, extent)
-        }
+        // An index names objects only.
+        Location::Wal(_) => Err(Miss::Stale),
         Location::Object(location) => {
             let class = class_of(broker, view, extent);
             let object = ReadObject::of(view, class, extent, *location);
@@ -167,6 +184,72 @@ async fn take(
             whole(take_unstamped(view, extent, (extent.base_offset, &batches), offset, span, set)?, extent)
         }
     }
+}
+
+/// Adds batches of the extents from an offset on that lie in the WAL, up to the first that does not, or cannot be read: that one is
+/// met again. As [`take`].
+async fn take_from_wal(
+    broker: &Broker,
+    view: &PartitionView,
+    offset: i64,
+    span: &Span,
+    set: &mut RecordSet,
+) -> Result<Option<i64>, Miss> {
+    let left = span.max_bytes.saturating_sub(set.len_bytes());
+    let mut extents = in_wal(view, broker.home_store, offset, span.end, left);
+    let mut reads = FuturesOrdered::new();
+    let mut next = offset;
+    loop {
+        while reads.len() < AT_ONCE
+            && let Some((extent, location)) = extents.next()
+        {
+            reads.push_back(read_one(broker, extent, location));
+        }
+        let Some((extent, read)) = reads.next().await else { break };
+        let taken = match read {
+            Ok(batches) => take_unstamped(view, extent, (extent.base_offset, &batches), next, span, set),
+            Err(error) => Err(wal_miss(&error, extent)),
+        };
+        match taken.and_then(|taken| whole(taken, extent)) {
+            Ok(Some(after)) => next = after,
+            Err(_) if next > offset => break,
+            full_or_failed => return full_or_failed,
+        }
+        if !wants_more(set, span) {
+            break;
+        }
+    }
+    Ok(Some(next))
+}
+
+async fn read_one<'a>(
+    broker: &'a Broker,
+    extent: &'a Extent,
+    location: WalLocation,
+) -> (&'a Extent, Result<Vec<Bytes>, WalError>) {
+    (extent, broker.wal.read(location.stream, location.chunk, location.ordinals()).await)
+}
+
+/// The extents from an offset on that lie in the WAL, as many as have so many bytes, but one at least.
+fn in_wal(
+    view: &PartitionView,
+    home_store: StoreId,
+    offset: i64,
+    end: i64,
+    max_bytes: usize,
+) -> impl Iterator<Item = (&Extent, WalLocation)> {
+    let at = move |offset: i64| {
+        let found = view.locate(offset, &[home_store]).filter(|_| offset < end)?;
+        let Found::Extent(extent) = found else { return None };
+        Some((extent, extent.wal()?))
+    };
+    let following = std::iter::successors(at(offset), move |(extent, _)| at(extent.end_offset()));
+    let mut before: u64 = 0;
+    following.take_while(move |(extent, _)| {
+        let fits = before == 0 || before < max_bytes as u64;
+        before += extent.size_bytes.max(1);
+        fits
+    })
 }
 
 /// Single batches of slices of whole ones.
