@@ -20,6 +20,8 @@ use crate::BrokerError;
 const RETRY: Duration = Duration::from_millis(20);
 /// How often, before the client is told to try again itself.
 const ATTEMPTS: u32 = 50;
+/// And of one that a node needs to start: an election may be under way, or the leader that this node knows be gone.
+const ATTEMPTS_AT_START: u32 = 500;
 
 struct Control {
     next: u64,
@@ -69,7 +71,9 @@ impl Session {
         quorum: &Quorum,
         registration: RegisterSession,
     ) -> Result<Self, BrokerError> {
-        let granted = propose(quorum, Envelope::unnumbered(Command::RegisterSession(registration))).await?;
+        let granted =
+            propose(quorum, Envelope::unnumbered(Command::RegisterSession(registration)), ATTEMPTS_AT_START)
+                .await?;
         let CommandResult::Session(granted) = granted else {
             return Err(BrokerError::Refused {
                 what: "the broker's registration",
@@ -132,7 +136,8 @@ impl Session {
         };
         let _answered = Answered { session: self, number };
         let floor = self.control.lock().unanswered.first().copied().unwrap_or(number);
-        propose(&self.quorum, Envelope::new(self.id, LaneId::CONTROL, number, floor, command)).await
+        let envelope = Envelope::new(self.id, LaneId::CONTROL, number, floor, command);
+        propose(&self.quorum, envelope, ATTEMPTS).await
     }
 }
 
@@ -150,7 +155,8 @@ impl Drop for Answered<'_> {
 
 /// Registers a WAL directory, so that ensembles may name it. Before the first broker that is to write there.
 pub async fn register_directory(quorum: &Quorum, directory: RegisterDirectory) -> Result<(), BrokerError> {
-    match propose(quorum, Envelope::unnumbered(Command::RegisterDirectory(directory))).await? {
+    let envelope = Envelope::unnumbered(Command::RegisterDirectory(directory));
+    match propose(quorum, envelope, ATTEMPTS_AT_START).await? {
         CommandResult::Done(outcome) if outcome.error_code == 0 => Ok(()),
         CommandResult::Done(outcome) => Err(BrokerError::Refused {
             what: "the node's WAL directory",
@@ -160,7 +166,7 @@ pub async fn register_directory(quorum: &Quorum, directory: RegisterDirectory) -
     }
 }
 
-async fn propose(quorum: &Quorum, envelope: Envelope) -> Result<CommandResult, ProposeError> {
+async fn propose(quorum: &Quorum, envelope: Envelope, attempts: u32) -> Result<CommandResult, ProposeError> {
     let mut attempt = 0;
     loop {
         match quorum.propose(envelope.clone()).await {
@@ -168,7 +174,7 @@ async fn propose(quorum: &Quorum, envelope: Envelope) -> Result<CommandResult, P
                 error @ (ProposeError::Busy { .. }
                 | ProposeError::NotLeader { .. }
                 | ProposeError::Unknown { .. }),
-            ) if attempt < ATTEMPTS => {
+            ) if attempt < attempts => {
                 attempt += 1;
                 tracing::debug!(%error, attempt, "a command is sent again");
                 tokio::time::sleep(RETRY).await;

@@ -8,7 +8,8 @@
 //!    heartbeats. Stop order: the reverse, the transport last.
 //! 2. Only the leader of a cluster that is being formatted probes and marks the store; the others wait for its marker and claim.
 //! 3. A directory that is new begins a cluster only together with all other first voters, if all of them are new too; else it is
-//!    let in by the leader: by itself as a learner, by an operator if it was a voter's ([`crate::membership`]).
+//!    let in by the leader: by itself as a learner, by an operator if it was a voter's ([`crate::membership`]). A node that is a
+//!    broker only has none, and is no member: it observes the quorum.
 //! 4. A cluster that begins on a store that has one of its name refuses: every metadata directory was lost, and
 //!    `isobar recover` is the way.
 
@@ -25,7 +26,7 @@ use isobar_metadata::record::{DirectoryRecord, DirectoryState};
 use isobar_metadata::{
     ClusterFormat, Command, CommandResult, DirectoryId, EffectKind, Envelope, Image, SessionId, StreamId,
 };
-use isobar_raft::{EffectStream, Heartbeats, LivenessLimits, Quorum, RaftNetwork};
+use isobar_raft::{EffectStream, Heartbeats, LivenessLimits, ObserverOptions, Quorum, RaftNetwork};
 use isobar_rpc::{Rpc, RpcMetrics, RpcOptions, Secret, ServiceId};
 use isobar_store::{Bucket, MarkerFound, read_claim};
 use isobar_wal::{
@@ -62,6 +63,11 @@ pub struct Roles {
 }
 
 impl Roles {
+    /// Whether such a node is no member of the metadata quorum, but an observer of it: it keeps nothing that must last.
+    pub(crate) fn observe(self) -> bool {
+        self.broker && !self.wal && !self.metadata
+    }
+
     /// As in the configuration, with commas between.
     pub(crate) fn names(self) -> String {
         let named = [(self.broker, "broker"), (self.wal, "wal"), (self.metadata, "metadata")];
@@ -147,6 +153,9 @@ pub(crate) async fn join(
     let membership = Membership::start(host, rpc, options.roles);
     let cluster = &options.cluster;
     let node_id = u64::try_from(options.broker.node_id).unwrap_or(1);
+    if options.roles.observe() && cluster.address_of(node_id).is_none() {
+        return observe(host, rpc, cluster, node_id, membership).await;
+    }
     let mut quorum = quorum_options(options, node_id);
     if fresh {
         let theirs = format_of_the_others(&membership, node_id, cluster).await;
@@ -164,6 +173,28 @@ pub(crate) async fn join(
     wait_for_quorum(&joining.quorum).await?;
     if let Some(asking) = asking {
         asking.abort();
+    }
+    Ok(joining)
+}
+
+/// The same for a node that keeps nothing: what it knows of metadata it is told by members, anew in each life.
+async fn observe(
+    host: &Host,
+    rpc: &Rpc,
+    cluster: &ClusterOptions,
+    node_id: u64,
+    membership: Membership,
+) -> Result<Joining, NodeError> {
+    let Some(format) = format_of_the_others(&membership, node_id, cluster).await else {
+        return Err(stopped());
+    };
+    let contacts = cluster.voters.clone();
+    let quorum = Quorum::observe(host, ObserverOptions::new(node_id, format, rpc.clone(), contacts));
+    membership.set_quorum(&quorum);
+    let joining = Joining { rpc: rpc.clone(), quorum, membership };
+    wait_for_quorum(&joining.quorum).await?;
+    if joining.quorum.membership().iter().any(|member| member.id == node_id) {
+        joining.leave_the_group(host);
     }
     Ok(joining)
 }
@@ -201,6 +232,25 @@ async fn format_of_the_others(
 }
 
 impl Joining {
+    /// Releases before had such a node among the group's learners: asks until it is taken out.
+    fn leave_the_group(&self, host: &Host) {
+        let (membership, quorum) = (self.membership.clone(), self.quorum.clone());
+        let change = Change { kind: Kind::Leave as i32, node: quorum.node_id(), ..Change::default() };
+        host.spawn("node.leave", async move {
+            let leaving = async {
+                while let Err(refusal) = membership.change(change.clone()).await {
+                    tracing::debug!(why = refusal.message, "still a learner of the metadata quorum");
+                    tokio::time::sleep(SAY_AGAIN).await;
+                }
+            };
+            tokio::select! {
+                biased;
+                () = quorum.stopped() => {}
+                () = leaving => {}
+            }
+        });
+    }
+
     /// Asks to be let in until it is: harmless if it is in already.
     fn ask_to_join(&self, host: &Host, cluster: &ClusterOptions) -> Task {
         let (membership, quorum) = (self.membership.clone(), self.quorum.clone());

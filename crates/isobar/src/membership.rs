@@ -102,6 +102,8 @@ pub(crate) enum Kind {
     Undrain = 6,
     /// Raise the cluster's feature level to this binary's. Of no node.
     Upgrade = 7,
+    /// It is a learner no longer, but an observer: its own wish.
+    Leave = 8,
 }
 
 /// One change.
@@ -304,6 +306,7 @@ impl Membership {
             Kind::Drain => drain(quorum, node, true).await,
             Kind::Undrain => drain(quorum, node, false).await,
             Kind::Upgrade => self.upgrade(quorum).await,
+            Kind::Leave => leave(quorum, node).await,
             Kind::Unknown => Err(Refusal::new(MALFORMED, "a change that this version does not know")),
         }
     }
@@ -353,6 +356,13 @@ impl Membership {
                     format!("node {} is of an older release, of level {level}: upgrade it first", member.id),
                 ));
             }
+        }
+        // Those that are no members say it of themselves when they register.
+        let image = image(quorum).await?;
+        if let Some(old) = image.brokers().iter().find(|session| session.feature_level < FEATURE_LEVEL) {
+            let (node, level) = (old.node_id, old.feature_level);
+            let why = format!("node {node} is of an older release, of level {level}: upgrade it first");
+            return Err(Refusal::new(REFUSED, why));
         }
         let level = SetFeatureLevel { level: FEATURE_LEVEL };
         propose(quorum, Command::SetFeatureLevel(level)).await?;
@@ -507,6 +517,17 @@ async fn remove(quorum: &Quorum, node: u64, lost: bool) -> Result<Done, Refusal>
         propose(quorum, Command::FenceSession(FenceSession { session })).await?;
     }
     Ok(Done::said(format!("node {node} is removed; an id is used again only with an empty data directory")))
+}
+
+async fn leave(quorum: &Quorum, node: u64) -> Result<Done, Refusal> {
+    if quorum.membership().iter().any(|member| member.id == node && member.is_voter) {
+        return Err(Refusal::new(
+            REFUSED,
+            format!("node {node} votes: `isobar cluster remove` takes it out"),
+        ));
+    }
+    quorum.remove_voter(node).await.map_err(refused)?;
+    Ok(Done::said(format!("node {node} only observes the metadata quorum")))
 }
 
 async fn drain(quorum: &Quorum, node: u64, draining: bool) -> Result<Done, Refusal> {

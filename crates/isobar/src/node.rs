@@ -282,6 +282,7 @@ impl Node {
             let archive = StoreArchive { host, bucket: bucket.clone(), guard };
             quorum.archive(Arc::new(archive), options.archive.clone())
         });
+        let archiver = archiver.flatten();
 
         let metrics = Arc::new(Metrics::default());
         // The store may have taken long, so that effects since the WAL was opened are in the ring no more.

@@ -35,11 +35,12 @@ pub(crate) fn standing(seen: &Seen<'_>, image: &Image) -> Value {
         json!({
             "id": id,
             "address": member.map(|member| member.address.as_str()),
-            "metadata": member.map(|member| match (member.is_voter, seen.leader.id == Some(*id)) {
-                (_, true) => "leader",
-                (true, false) => "voter",
-                (false, false) => "learner",
-            }),
+            "metadata": match member {
+                Some(member) if seen.leader.id == Some(member.id) => Some("leader"),
+                Some(member) if member.is_voter => Some("voter"),
+                Some(_) => Some("learner"),
+                None => session.map(|_| "observer"),
+            },
             "broker": session.map(|session| state_of(session)),
             "kafka": session.map(|session| format!("{}:{}", session.host, session.port)),
             "zone": session.map(|session| session.zone.as_str()).filter(|zone| !zone.is_empty()),

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use isobar_host::watch;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError as OpenraftError};
 use openraft_rt::watch::WatchReceiver as _;
@@ -16,11 +17,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::error::ProposeError;
-use crate::leader::{Lead, Way};
+use crate::leader::{Lead, Leader, Way};
 use crate::machine::Machine;
 use crate::metrics::RaftMetrics;
 use crate::propose::Raft;
-use crate::remote::forward;
+use crate::remote::{Line, forward};
 
 /// More waiters than this (a few MiB) are told to come again.
 const MAX_WAITING: usize = 1 << 16;
@@ -105,8 +106,19 @@ impl Barriers {
     }
 }
 
-/// Makes rounds until closed.
-pub(crate) async fn run(barriers: Arc<Barriers>, raft: Raft, machine: Arc<Machine>, lead: Lead) {
+/// Where a member that leads confirms it.
+pub(crate) struct Here {
+    pub(crate) raft: Raft,
+    pub(crate) machine: Arc<Machine>,
+}
+
+/// Makes rounds until closed. `applied`: the index of the last entry of which this node knows what it did; `here`: of a member.
+pub(crate) async fn run(
+    barriers: Arc<Barriers>,
+    here: Option<Here>,
+    applied: watch::Receiver<u64>,
+    lead: Lead,
+) {
     while let Some(waiters) = barriers.take() {
         if waiters.is_empty() {
             barriers.wake.notified().await;
@@ -116,18 +128,21 @@ pub(crate) async fn run(barriers: Arc<Barriers>, raft: Raft, machine: Arc<Machin
         let (result, leader) = match lead.way() {
             Way::Here => {
                 let patience = lead.in_group().then_some(APPLY_TIMEOUT);
-                let result = round(&raft, &machine, patience).await;
+                let result = match &here {
+                    Some(Here { raft, machine }) => round(raft, machine, patience).await,
+                    None => Err(ProposeError::NotLeader { leader: None }),
+                };
                 for waiter in waiters {
                     (waiter.done)(result.clone());
                 }
                 continue;
             }
-            Way::There(remote, leader) => {
+            Way::There(line, leader) => {
                 let mut known = lead.leader.clone();
                 // One that has lost the leadership to a cut does not answer.
                 let result = tokio::select! {
                     biased;
-                    result = follow(&remote, &leader, &machine) => result,
+                    result = follow(&line, &leader, applied.clone()) => result,
                     _ = known.wait_for(|now| now.id.is_some() && now.term > leader.term) => {
                         Err(ProposeError::NotLeader { leader: None })
                     }
@@ -145,15 +160,16 @@ pub(crate) async fn run(barriers: Arc<Barriers>, raft: Raft, machine: Arc<Machin
 
 /// A follower's round: an index from the leader, and as much applied here.
 async fn follow(
-    remote: &crate::remote::Remote,
-    leader: &crate::leader::Leader,
-    machine: &Machine,
+    line: &Line,
+    leader: &Leader,
+    mut applied: watch::Receiver<u64>,
 ) -> Result<u64, ProposeError> {
-    let index = forward::read_index(remote, leader).await?;
-    let mut applied = machine.applied();
+    let index = forward::read_index(line, leader).await?;
+    // The answers so far may have been below it.
+    line.heard_of(index);
     match tokio::time::timeout(APPLY_TIMEOUT, applied.wait_for(|applied| *applied >= index)).await {
-        Ok(Ok(_)) => Ok(machine.position().0),
-        // This member is behind, or cut off from a leader that is not.
+        Ok(Ok(applied)) => Ok(*applied),
+        // This node is behind, or cut off from a leader that is not.
         Ok(Err(_)) | Err(_) => Err(ProposeError::NotLeader { leader: leader.id }),
     }
 }

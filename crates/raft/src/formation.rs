@@ -15,7 +15,7 @@ use std::time::Duration;
 use isobar_rpc::{CallError, Channel};
 
 use crate::propose::Raft;
-use crate::remote::{Remote, wire};
+use crate::remote::{Line, Remote, wire};
 use crate::types::Peer;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,10 +32,10 @@ pub(crate) struct Met {
 }
 
 /// Asks a node which directory it is.
-pub(crate) async fn meet(remote: &Remote, node: u64, address: &str) -> Result<Met, CallError> {
+pub(crate) async fn meet(line: &Line, node: u64, address: &str) -> Result<Met, CallError> {
     let peer = Peer { incarnation: [0; 16], address: address.to_owned() };
-    let body = wire::encode(&wire::Hello { route: remote.route(None) });
-    let answer = remote.ask(node, &peer, Channel::Control, wire::HELLO, body, ASK_TIMEOUT).await?;
+    let body = wire::encode(&wire::Hello { route: line.route(None) });
+    let answer = line.ask(node, &peer, Channel::Control, wire::HELLO, body, ASK_TIMEOUT).await?;
     let malformed = |what: String| CallError::Lost(format!("its answer cannot be read: {what}"));
     let (answer, _): (wire::HelloAnswer, _) = wire::decode(&answer).map_err(malformed)?;
     let incarnation = answer.incarnation.as_ref().try_into();
@@ -56,8 +56,8 @@ pub(crate) async fn begin(raft: Raft, remote: Arc<Remote>, voters: Vec<(u64, Str
             if members.contains_key(node) {
                 continue;
             }
-            let met = if *node == remote.node_id {
-                Ok(remote.incarnation)
+            let met = if *node == remote.line.node_id {
+                Ok(remote.line.incarnation)
             } else {
                 meet_voter(&remote, *node, address, &voters).await
             };
@@ -92,7 +92,7 @@ async fn meet_voter(
     address: &str,
     voters: &[(u64, String)],
 ) -> Result<[u8; 16], String> {
-    let met = meet(remote, node, address).await.map_err(|error| error.to_string())?;
+    let met = meet(&remote.line, node, address).await.map_err(|error| error.to_string())?;
     if !met.pristine {
         return Err("it belongs to a group already, which this node's directory is not part of: if this node was one of it and lost its \
                     directory, it must be replaced there".to_owned());

@@ -10,8 +10,8 @@ use isobar_host::{Host, Spawner, watch};
 
 use crate::log_store::LogStore;
 use crate::machine::Machine;
+use crate::member::on_runtime;
 use crate::propose::Raft;
-use crate::quorum::on_runtime;
 
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@ use openraft_rt::watch::WatchReceiver as _;
 
 use crate::metrics::{RaftMetrics, gauge};
 use crate::propose::Raft;
-use crate::remote::Remote;
+use crate::remote::Line;
 use crate::types::Peer;
 
 /// The leader that this member follows. It may be gone already; nobody has told this member yet.
@@ -36,31 +36,31 @@ pub(crate) struct Lead {
     pub(crate) me: u64,
     pub(crate) leader: watch::Receiver<Leader>,
     /// `None` in a group of one without a transport.
-    pub(crate) remote: Option<Arc<Remote>>,
+    pub(crate) line: Option<Line>,
 }
 
 /// See [`Lead`].
 pub(crate) enum Way {
     Here,
-    There(Arc<Remote>, Leader),
+    There(Line, Leader),
     Nowhere,
 }
 
 impl Lead {
     /// Where to go now. Openraft may know better and refuses then.
     pub(crate) fn way(&self) -> Way {
-        let Some(remote) = &self.remote else { return Way::Here };
+        let Some(line) = &self.line else { return Way::Here };
         let leader = self.leader.borrow();
         match leader.id {
             Some(id) if id == self.me => Way::Here,
-            Some(_) => Way::There(Arc::clone(remote), leader.clone()),
+            Some(_) => Way::There(line.clone(), leader.clone()),
             None => Way::Nowhere,
         }
     }
 
     /// Whether there may be others.
     pub(crate) fn in_group(&self) -> bool {
-        self.remote.is_some()
+        self.line.is_some()
     }
 }
 

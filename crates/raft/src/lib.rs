@@ -1,6 +1,6 @@
 //! The metadata quorum: openraft on the journal.
 //!
-//! Owns: one member of one Raft group; its log (a [journal](isobar_journal)), its snapshots, the running metadata state
+//! Owns: one member of one Raft group, or an observer of it that has none of this ([`Quorum::observe`]); its log (a [journal](isobar_journal)), its snapshots, the running metadata state
 //! machine, and the effects that come out of it; the services RAFT, METADATA and LIVENESS of the node's [transport](isobar_rpc).
 //!
 //! Promises
@@ -39,8 +39,10 @@ mod liveness;
 mod log;
 mod log_store;
 mod machine;
+mod member;
 mod members;
 mod metrics;
+mod observer;
 mod open;
 mod options;
 mod propose;
@@ -64,6 +66,7 @@ pub use leader::Leader;
 pub use liveness::Limits as LivenessLimits;
 pub use members::{MemberInfo, MembershipError};
 pub use metrics::RaftMetrics;
+pub use observer::ObserverOptions;
 pub use options::QuorumOptions;
 pub use quorum::Quorum;
 pub use remote::{RaftNetwork, Timing};

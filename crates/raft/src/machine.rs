@@ -48,7 +48,7 @@ pub(crate) struct Machine {
     /// Index of the last entry applied; what an image reaches.
     applied: watch::Sender<u64>,
     /// Highest index that a leader named beside results for this member's commands.
-    heard: AtomicU64,
+    heard: Arc<AtomicU64>,
     pub(crate) snapshots: Snapshots,
     /// Told when enough log has passed since the last snapshot.
     pub(crate) snapshot_due: Notify,
@@ -108,7 +108,7 @@ impl Machine {
             state: Mutex::new(state),
             ring,
             applied,
-            heard: AtomicU64::new(0),
+            heard: Arc::default(),
             snapshots,
             snapshot_due: Notify::new(),
             snapshot_after_bytes,
@@ -144,9 +144,9 @@ impl Machine {
         self.applied.subscribe()
     }
 
-    /// A leader has answered commands of this member, applied up to this index.
-    pub(crate) fn heard_of(&self, index: u64) {
-        self.heard.fetch_max(index, Ordering::AcqRel);
+    /// Where that is kept.
+    pub(crate) fn heard(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.heard)
     }
 
     /// Every command of this member that has its result was applied up to this index; maybe not here yet.
@@ -219,6 +219,22 @@ impl Machine {
 
     pub(crate) fn voters(&self) -> Vec<u64> {
         self.state.lock().membership.membership().voter_ids().collect()
+    }
+
+    /// The state as it is now, to be written down for an observer.
+    pub(crate) fn view(&self) -> Frozen {
+        self.state.lock().machine.freeze()
+    }
+
+    /// What comes after the batch of this index; `None` if that is not kept, or not here yet.
+    pub(crate) fn resume(&self, after: u64) -> Option<EffectStream> {
+        let state = self.state.lock();
+        // Of a member that has just started the ring is empty.
+        if state.machine.applied_index() == after {
+            Some(self.ring.follow())
+        } else {
+            self.ring.resume(after)
+        }
     }
 
     /// An image, and the stream that goes on where it ends.

@@ -114,7 +114,7 @@ pub(crate) async fn readdress(raft: &Raft, me: u64, peer: Peer) -> Result<(), Me
 }
 
 async fn meet(remote: &Remote, node: u64, address: &str) -> Result<Met, MembershipError> {
-    formation::meet(remote, node, address).await.map_err(|error| MembershipError::Unreachable {
+    formation::meet(&remote.line, node, address).await.map_err(|error| MembershipError::Unreachable {
         node,
         address: address.to_owned(),
         why: error.to_string(),

@@ -32,7 +32,7 @@ use crate::error::ProposeError;
 use crate::leader::{Lead, Leader, Way};
 use crate::machine::MachineWorker;
 use crate::metrics::{RaftMetrics, gauge};
-use crate::remote::forward;
+use crate::remote::{Remote, forward};
 use crate::types::{Command, Completion, Types};
 
 pub(crate) type Raft = openraft::Raft<Types, MachineWorker>;
@@ -322,12 +322,25 @@ pub(crate) async fn sweep(
     }
 }
 
+/// Where a member that leads proposes.
+pub(crate) struct Here {
+    pub(crate) raft: Raft,
+    pub(crate) host: Host,
+    pub(crate) remote: Option<Arc<Remote>>,
+}
+
+impl Here {
+    fn entry_time_ms(&self) -> i64 {
+        self.remote.as_ref().map_or_else(|| self.host.now_ms(), |remote| remote.entry_time_ms())
+    }
+}
+
 /// What takes commands from the queue.
 pub(crate) struct Proposer {
     pub(crate) queue: Arc<Queue>,
     pub(crate) slots: Arc<Semaphore>,
-    pub(crate) raft: Raft,
-    pub(crate) host: Host,
+    /// `None`: this node is no member, and leads never.
+    pub(crate) here: Option<Here>,
     pub(crate) lead: Lead,
     pub(crate) in_flight: Arc<InFlight>,
 }
@@ -344,11 +357,15 @@ impl Proposer {
             }
             match self.lead.way() {
                 Way::Here => {
-                    if !self.propose(commands, slot).await {
+                    let Some(here) = &self.here else {
+                        refuse(commands, None);
+                        continue;
+                    };
+                    if !self.propose(here, commands, slot).await {
                         break;
                     }
                 }
-                Way::There(remote, leader) => {
+                Way::There(line, leader) => {
                     let (own, forwarded): (Vec<_>, Vec<_>) =
                         commands.into_iter().partition(|command| !command.forwarded);
                     refuse(forwarded, leader.id);
@@ -360,7 +377,7 @@ impl Proposer {
                     let answers = self.answers(asked, slot);
                     self.in_flight.push(&answers, Some(leader.term));
                     let hold = Hold(answers);
-                    forward::propose_there(&remote, &leader, envelopes, move |results| {
+                    forward::propose_there(&line, &leader, envelopes, move |results| {
                         if let Some(answers) = hold.take() {
                             answers.answer(results.into_iter());
                         }
@@ -378,10 +395,9 @@ impl Proposer {
     }
 
     /// Hands one entry to openraft. False: openraft has stopped.
-    async fn propose(&self, commands: Vec<Waiting>, slot: OwnedSemaphorePermit) -> bool {
+    async fn propose(&self, here: &Here, commands: Vec<Waiting>, slot: OwnedSemaphorePermit) -> bool {
         let (envelopes, asked) = split(commands);
-        let now_ms = self.lead.remote.as_ref().map_or_else(|| self.host.now_ms(), |r| r.entry_time_ms());
-        let command = Command::new(MetadataEntry::new(now_ms, envelopes));
+        let command = Command::new(MetadataEntry::new(here.entry_time_ms(), envelopes));
         self.queue.metrics.entries.inc();
         self.queue.metrics.entry_bytes.inc_by(command.bytes().len() as u64);
         let answers = self.answers(asked, slot);
@@ -394,7 +410,7 @@ impl Proposer {
                 answers.complete(result);
             }
         });
-        if let Err(fatal) = self.raft.client_write_ff(command, Some(completion)).await {
+        if let Err(fatal) = here.raft.client_write_ff(command, Some(completion)).await {
             tracing::error!(%fatal, "raft has stopped; no more commands are taken");
             return false;
         }

@@ -1,87 +1,38 @@
-//! The handle on this member of the metadata quorum, and how it comes up and goes down.
+//! The handle on the metadata quorum: of a member, or of an observer.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_host::watch;
-use isobar_host::{Host, Spawner};
+use isobar_host::{Host, watch};
 use isobar_metadata::{ClusterFormat, CommandResult, Envelope, Image};
-use openraft::{Config, ServerState, SnapshotPolicy};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
-use crate::archive::{Archive, ArchiveOptions, Archiver, Member};
-use crate::barrier::{self, Barriers};
-use crate::clocks::Clocks;
+use crate::archive::{self, Archive, ArchiveOptions, Archiver};
 use crate::effects::EffectStream;
 use crate::error::{ProposeError, RaftError};
-use crate::format::FormatRecord;
-use crate::formation;
-use crate::keeper::Keeper;
-use crate::leader::{self, Lead, Leader};
+use crate::leader::{Lead, Leader};
+#[cfg(test)]
 use crate::log_store::LogStore;
-use crate::machine::{Machine, MachineWorker};
+use crate::member::{Member, on_runtime};
 use crate::members::{self, MemberInfo, MembershipError};
 use crate::metrics::RaftMetrics;
-use crate::open::{claim_directory, open_log, open_machine};
+use crate::observer::{Observer, ObserverOptions};
 use crate::options::QuorumOptions;
-use crate::propose::{self, InFlight, Proposer, Queue, Raft};
-use crate::remote::network::Network;
-use crate::remote::service::{self, Inbound, MetadataService, RaftService};
-use crate::remote::{Remote, Timing, snapshot};
-use crate::runtime::Runtime;
-use crate::types::{Membership, Peer};
+use crate::propose::{Queue, Raft};
+use crate::remote::Remote;
 
-/// Longest wait for the leadership of a group of one, and for what is on its way at a stop.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// A leader that stops waits so long for its successor.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two tries of [`Quorum::wait_ready`].
 const READY_AGAIN: Duration = Duration::from_millis(20);
 
-/// A member of the metadata quorum. Clones are the same member; when the last one is dropped without
-/// [`Quorum::shutdown`], it stops as in a crash.
+/// A node's part in the metadata quorum: as a member, or as an observer, which has no directory and no vote. Clones are the same;
+/// when the last one of a member is dropped without [`Quorum::shutdown`], it stops as in a crash.
 #[derive(Clone)]
-pub struct Quorum {
-    shared: Arc<Shared>,
-}
+pub struct Quorum(Kind);
 
-struct Shared {
-    queue: Arc<Queue>,
-    barriers: Arc<Barriers>,
-    machine: Arc<Machine>,
-    store: LogStore,
-    raft: Raft,
-    slots: Arc<Semaphore>,
-    lead: Lead,
-    inbound: Option<Arc<Inbound>>,
-    options: QuorumOptions,
-    format: FormatRecord,
-    metrics: Arc<RaftMetrics>,
-    stop: watch::Sender<bool>,
-    host: Host,
-    keeper: Keeper,
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.close();
-        self.slots.close();
-        if let Some(inbound) = &self.inbound {
-            inbound.close();
-        }
-    }
-}
-
-impl Shared {
-    fn close(&self) {
-        self.queue.close();
-        self.barriers.close();
-        self.machine.ring.close();
-        self.stop.send_replace(true);
-    }
+#[derive(Clone)]
+enum Kind {
+    Member(Arc<Member>),
+    Observer(Arc<Observer>),
 }
 
 impl Quorum {
@@ -92,138 +43,17 @@ impl Quorum {
         options.check(host)?;
         let spawner = host.thread_runtime("raft").map_err(RaftError::disk(&options.dir))?;
         let (host, own) = (host.clone(), spawner.clone());
-        on_runtime(&host.clone(), &spawner, async move { Self::open(host, options, own).await })
-            .await
-            .unwrap_or_else(|| Err(RaftError::Stopped("the raft runtime ended".to_owned())))
+        let member =
+            on_runtime(&host.clone(), &spawner, async move { Member::open(host, options, own).await }).await;
+        let member =
+            member.unwrap_or_else(|| Err(RaftError::Stopped("the raft runtime ended".to_owned())))?;
+        Ok(Self(Kind::Member(Arc::new(member))))
     }
 
-    async fn open(host: Host, options: QuorumOptions, spawner: Spawner) -> Result<Self, RaftError> {
-        let mut format = claim_directory(&host, &options)?;
-        let metrics = Arc::new(RaftMetrics::default());
-        let store = open_log(&host, &options, &metrics).await?;
-        let pristine = store.is_pristine();
-        if format.bootstrapped && pristine {
-            let what = "the log is gone; a voter that forgot its vote must join under a new id".to_owned();
-            return Err(RaftError::WrongDirectory { path: options.dir.join("log"), what });
-        }
-        let machine = Arc::new(open_machine(&host, &options, &format, &store, &metrics)?);
-        let remote = options.network.as_ref().map(|network| {
-            Arc::new(Remote {
-                host: host.clone(),
-                rpc: network.rpc.clone(),
-                node_id: options.node_id,
-                cluster_incarnation: format.cluster.incarnation,
-                incarnation: format.incarnation(),
-                machine: Arc::clone(&machine),
-                clocks: Clocks::new(tokio::time::Instant::now()),
-                metrics: Arc::clone(&metrics),
-            })
-        });
-
-        let config = raft_config(&format, &options)?;
-        let worker = MachineWorker(Arc::clone(&machine));
-        let network = Network(remote.clone());
-        let raft = Raft::new(options.node_id, Arc::new(config), network, store.clone(), worker)
-            .await
-            .map_err(|fatal| RaftError::Stopped(fatal.to_string()))?;
-        if stands_alone(&raft, &options, &format, pristine).await? {
-            take_lead(&raft, &machine, &options, &format, pristine).await?;
-            if remote.is_some() {
-                let me = Peer { incarnation: format.incarnation(), address: options.address.clone() };
-                members::readdress(&raft, options.node_id, me).await.map_err(|error| {
-                    RaftError::Stopped(format!("the own address could not be entered: {error}"))
-                })?;
-            }
-            if !format.bootstrapped {
-                format.bootstrapped = true;
-                format.write(&host, &options.dir)?;
-            }
-        }
-
-        let queue = Arc::new(Queue::new(options.queue_bytes, Arc::clone(&metrics)));
-        let barriers = Arc::new(Barriers::new(Arc::clone(&metrics)));
-        let slots = Arc::new(Semaphore::new(options.entries_in_flight));
-        let (stop, stopped) = watch::channel(false);
-        let (tell, leader) = watch::channel(Leader::default());
-        let lead = Lead { me: options.node_id, leader, remote };
-        // It draws nothing.
-        let told = leader::watch(raft.clone(), options.node_id, tell, Arc::clone(&metrics));
-        spawner.spawn("raft-leader", Runtime::scope(0, boxed(told)));
-        let seeded = |name, task| spawner.spawn(name, Runtime::scope(host.random_u64(), task));
-        let proposer = Proposer {
-            queue: Arc::clone(&queue),
-            slots: Arc::clone(&slots),
-            raft: raft.clone(),
-            host: host.clone(),
-            lead: lead.clone(),
-            in_flight: Arc::new(InFlight::default()),
-        };
-        let in_flight = Arc::clone(&proposer.in_flight);
-        seeded("raft-propose", boxed(proposer.run()));
-        seeded(
-            "raft-barrier",
-            boxed(barrier::run(Arc::clone(&barriers), raft.clone(), Arc::clone(&machine), lead.clone())),
-        );
-        let keeper = Keeper {
-            host: host.clone(),
-            spawner: spawner.clone(),
-            machine: Arc::clone(&machine),
-            raft: raft.clone(),
-            store: store.clone(),
-        };
-        seeded("raft-snapshot", boxed(keeper.clone().run(stopped)));
-        let mut inbound = None;
-        if let (Some(remote), Some(network)) = (&lead.remote, &options.network) {
-            let serving = Arc::new(Inbound::new(
-                Arc::clone(remote),
-                store.clone(),
-                Arc::clone(&queue),
-                Arc::clone(&barriers),
-                &options,
-            ));
-            seeded("raft-sweep", boxed(propose::sweep(in_flight, Arc::clone(&slots), lead.leader.clone())));
-            let to_raft = Arc::clone(&serving.to_raft);
-            seeded("raft-serve", boxed(service::serve(to_raft, raft.clone(), Arc::clone(remote))));
-            let (closed, heard) = (Arc::clone(&serving.closed), Arc::clone(&serving.heard));
-            seeded(
-                "raft-closed",
-                boxed(service::watch_closed(closed, heard, raft.clone(), Arc::clone(remote))),
-            );
-            let parts = Arc::clone(&serving.parts);
-            seeded("raft-receive", boxed(snapshot::take_in(parts, raft.clone(), Arc::clone(remote))));
-            network.rpc.register(isobar_rpc::ServiceId::RAFT, Arc::new(RaftService(Arc::clone(&serving))));
-            network
-                .rpc
-                .register(isobar_rpc::ServiceId::METADATA, Arc::new(MetadataService(Arc::clone(&serving))));
-            if !format.bootstrapped {
-                let noted =
-                    note_bootstrapped(host.clone(), options.dir.clone(), format.clone(), store.clone());
-                seeded("raft-format", boxed(noted));
-            }
-            if pristine && begins(&options) {
-                let begin =
-                    formation::begin(raft.clone(), Arc::clone(remote), options.initial_voters.clone());
-                seeded("raft-begin", boxed(begin));
-            }
-            inbound = Some(serving);
-        }
-        let shared = Shared {
-            queue,
-            barriers,
-            machine,
-            store,
-            raft,
-            slots,
-            lead,
-            inbound,
-            options,
-            format,
-            metrics,
-            stop,
-            host: host.clone(),
-            keeper,
-        };
-        Ok(Self { shared: Arc::new(shared) })
+    /// Follows a quorum without being a member: no directory, no log, no vote, only what members tell of what was applied.
+    /// [`Quorum::wait_ready`] waits until there is something.
+    pub fn observe(host: &Host, options: ObserverOptions) -> Self {
+        Self(Kind::Observer(Arc::new(Observer::start(host, options))))
     }
 
     /// Returns once this member takes part no more: it was stopped, or its disk has failed under it.
@@ -258,17 +88,23 @@ impl Quorum {
 
     /// The leader that this member follows, and every change of it.
     pub fn leader(&self) -> watch::Receiver<Leader> {
-        self.shared.lead.leader.clone()
+        self.lead().leader.clone()
     }
 
     /// Why this member's state and another's cannot both be right, once that was found. A node should end then.
     pub fn diverged(&self) -> watch::Receiver<Option<String>> {
-        self.shared.machine.diverged()
+        match &self.0 {
+            Kind::Member(member) => member.machine.diverged(),
+            Kind::Observer(observer) => observer.diverged.subscribe(),
+        }
     }
 
     /// Who belongs to the group, as of the last entry applied here; ascending by node id.
     pub fn membership(&self) -> Vec<MemberInfo> {
-        members::list(self.shared.machine.membership().membership())
+        match &self.0 {
+            Kind::Member(member) => members::list(member.machine.membership().membership()),
+            Kind::Observer(observer) => observer.seen.members(),
+        }
     }
 
     /// Adds a member that gets the log and has no vote; returns when it has caught up. It must run, with an empty
@@ -314,15 +150,16 @@ impl Quorum {
     where
         F: Future<Output = Result<(), MembershipError>> + Send + 'static,
     {
-        let Some(remote) = self.shared.lead.remote.clone() else {
+        let leader = self.leader().borrow().id;
+        let Kind::Member(member) = &self.0 else { return Err(MembershipError::NotLeader { leader }) };
+        let Some(remote) = member.remote.clone() else {
             return Err(MembershipError::Refused("this member has no network".to_owned()));
         };
-        let leader = self.leader().borrow().id;
-        if leader != Some(self.shared.options.node_id) {
+        if leader != Some(member.options.node_id) {
             return Err(MembershipError::NotLeader { leader });
         }
-        let work = work(self.shared.raft.clone(), remote);
-        on_runtime(&self.shared.host, &self.shared.keeper.spawner, work)
+        let work = work(member.raft.clone(), remote);
+        on_runtime(&member.host, &member.keeper.spawner, work)
             .await
             .unwrap_or_else(|| Err(MembershipError::Unknown("the raft runtime ended".to_owned())))
     }
@@ -345,7 +182,7 @@ impl Quorum {
         command: Envelope,
         done: impl FnOnce(Result<CommandResult, ProposeError>) + Send + 'static,
     ) {
-        self.shared.queue.push(command, Box::new(done));
+        self.queue().push(command, Box::new(done));
     }
 
     /// As [`Quorum::propose`], but refused unless this member leads: for what only a leader may decide.
@@ -353,275 +190,176 @@ impl Quorum {
         let (done, answer) = oneshot::channel();
         // Nobody waits for it any longer: so be it.
         let tell = Box::new(move |result| drop(done.send(result)));
-        self.shared.queue.push_forwarded(command, tell);
+        self.queue().push_forwarded(command, tell);
         answer.await.unwrap_or(Err(ProposeError::Stopping))
     }
 
     /// Its node id.
     pub fn node_id(&self) -> u64 {
-        self.shared.options.node_id
+        self.lead().me
     }
 
     /// Waits until everything that was acknowledged to anyone before this call is applied here (ReadIndex). Returns the
     /// index that an image must have reached to show all of it.
     pub async fn barrier(&self) -> Result<u64, ProposeError> {
-        self.shared.barriers.wait().await
+        let barriers = match &self.0 {
+            Kind::Member(member) => &member.barriers,
+            Kind::Observer(observer) => &observer.barriers,
+        };
+        barriers.wait().await
     }
 
     /// An image of now, and every later effect batch.
     pub fn subscribe(&self) -> (Image, EffectStream) {
-        self.shared.machine.subscribe()
+        match &self.0 {
+            Kind::Member(member) => member.machine.subscribe(),
+            Kind::Observer(observer) => observer.seen.subscribe(),
+        }
     }
 
     /// Every effect batch after that of `index`, if the ring still reaches back so far; else [`Quorum::subscribe`].
     pub fn resume(&self, index: u64) -> Option<EffectStream> {
-        self.shared.machine.ring.resume(index)
+        match &self.0 {
+            Kind::Member(member) => member.machine.ring.resume(index),
+            Kind::Observer(observer) => observer.seen.ring.resume(index),
+        }
     }
 
     /// The index of the last entry applied here. Its effects are in every stream by then.
     pub fn applied(&self) -> watch::Receiver<u64> {
-        self.shared.machine.applied()
+        match &self.0 {
+            Kind::Member(member) => member.machine.applied(),
+            Kind::Observer(observer) => observer.seen.applied.subscribe(),
+        }
     }
 
     /// An image at this index shows what every command proposed here and answered by now has done. No lower than
     /// [`Quorum::applied`]; a member that does not lead may have to wait for it.
     pub fn acknowledged(&self) -> u64 {
-        self.shared.machine.acknowledged()
+        match &self.0 {
+            Kind::Member(member) => member.machine.acknowledged(),
+            Kind::Observer(observer) => observer.acknowledged(),
+        }
     }
 
-    /// The index of the last entry applied, and the state's rolling hash there, for comparing members.
+    /// The index of the last entry applied, and the state's rolling hash there, for comparing members;
+    /// an observer has no state, and 0.
     pub fn position(&self) -> (u64, u64) {
-        self.shared.machine.position()
+        match &self.0 {
+            Kind::Member(member) => member.machine.position(),
+            Kind::Observer(observer) => (*observer.seen.applied.borrow(), 0),
+        }
+    }
+
+    /// Whether this node is no member.
+    pub fn is_observer(&self) -> bool {
+        matches!(self.0, Kind::Observer(_))
     }
 
     /// True while this member leads.
     pub fn is_leader(&self) -> bool {
-        self.shared.raft.is_leader()
+        match &self.0 {
+            Kind::Member(member) => member.raft.is_leader(),
+            Kind::Observer(_) => false,
+        }
     }
 
     /// What the cluster was formatted with.
     pub fn cluster(&self) -> &ClusterFormat {
-        &self.shared.format.cluster
+        match &self.0 {
+            Kind::Member(member) => &member.format.cluster,
+            Kind::Observer(observer) => &observer.cluster,
+        }
     }
 
     /// The random id of this member's directory.
     pub fn incarnation(&self) -> [u8; 16] {
-        self.shared.format.incarnation()
+        match &self.0 {
+            Kind::Member(member) => member.format.incarnation(),
+            Kind::Observer(observer) => observer.line.incarnation,
+        }
     }
 
     /// Its metrics, for registration.
     pub fn metrics(&self) -> &Arc<RaftMetrics> {
-        &self.shared.metrics
+        match &self.0 {
+            Kind::Member(member) => &member.metrics,
+            Kind::Observer(observer) => &observer.metrics,
+        }
     }
 
-    /// Writes a snapshot now. False if the disk refused; the log stays then.
+    /// Writes a snapshot now. False if the disk refused: the log stays then; and of an observer, which has none.
     pub async fn snapshot(&self) -> bool {
-        self.shared.keeper.take_now().await
+        match &self.0 {
+            Kind::Member(member) => member.keeper.take_now().await,
+            Kind::Observer(_) => false,
+        }
     }
 
     /// Archives from now on, whenever this member leads, until it stops. To be called once, where
-    /// [`QuorumOptions::archive_lag_bytes`] is set.
-    pub fn archive(&self, archive: Arc<dyn Archive>, options: ArchiveOptions) -> Archiver {
-        let shared = &self.shared;
-        let member = Member {
-            host: shared.host.clone(),
-            cluster_id: shared.format.cluster.cluster_id.clone(),
-            machine: Arc::clone(&shared.machine),
-            store: shared.store.clone(),
-            keeper: shared.keeper.clone(),
-            queue: Arc::clone(&shared.queue),
-            barriers: Arc::clone(&shared.barriers),
-            lead: shared.lead.clone(),
-            metrics: Arc::clone(&shared.metrics),
+    /// [`QuorumOptions::archive_lag_bytes`] is set. `None`: an observer has nothing to archive.
+    pub fn archive(&self, archive: Arc<dyn Archive>, options: ArchiveOptions) -> Option<Archiver> {
+        let Kind::Member(own) = &self.0 else { return None };
+        let member = archive::Member {
+            host: own.host.clone(),
+            cluster_id: own.format.cluster.cluster_id.clone(),
+            machine: Arc::clone(&own.machine),
+            store: own.store.clone(),
+            keeper: own.keeper.clone(),
+            queue: Arc::clone(&own.queue),
+            barriers: Arc::clone(&own.barriers),
+            lead: own.lead.clone(),
+            metrics: Arc::clone(&own.metrics),
         };
-        Archiver::start(member, archive, options, shared.stop.subscribe())
+        Some(Archiver::start(member, archive, options, own.stop.subscribe()))
     }
 
     #[cfg(test)]
     pub(crate) fn compare(&self, node: u64, index: u64, hash: u64) {
-        self.shared.machine.compare(node, crate::remote::wire::Position { index, hash });
+        self.member().machine.compare(node, crate::remote::wire::Position { index, hash });
     }
 
     #[cfg(test)]
     pub(crate) fn network(&self) -> Option<crate::RaftNetwork> {
-        self.shared.options.network.clone()
+        self.member().options.network.clone()
     }
 
     #[cfg(test)]
     pub(crate) fn log_store(&self) -> LogStore {
-        self.shared.store.clone()
+        self.member().store.clone()
     }
 
     /// Refuses new commands, waits for those on their way, hands the leadership over if it has it, writes a snapshot and stops.
-    /// Later calls do nothing.
+    /// An observer only stops. Later calls do nothing.
     pub async fn shutdown(&self) -> Result<(), RaftError> {
-        self.shared.close();
-        let (keeper, raft) = (self.shared.keeper.clone(), self.shared.raft.clone());
-        let (slots, store) = (Arc::clone(&self.shared.slots), self.shared.store.clone());
-        let (inbound, lead) = (self.shared.inbound.clone(), self.shared.lead.clone());
-        let all = u32::try_from(self.shared.options.entries_in_flight).unwrap_or(u32::MAX);
-        let work = async move {
-            if tokio::time::timeout(STOP_TIMEOUT, slots.acquire_many(all)).await.is_err() {
-                tracing::warn!("commands were still on their way when the metadata node stopped");
+        match &self.0 {
+            Kind::Member(member) => member.shutdown().await,
+            Kind::Observer(observer) => {
+                observer.stop();
+                Ok(())
             }
-            slots.close();
-            if lead.in_group() {
-                hand_over(&raft, &lead).await;
-            }
-            if keeper.machine.is_ahead_of_snapshot() {
-                keeper.take().await;
-            }
-            if let Some(inbound) = inbound {
-                inbound.close();
-            }
-            let stopped = raft.shutdown().await.map_err(|error| RaftError::Stopped(error.to_string()));
-            store.close().await;
-            stopped
-        };
-        on_runtime(&self.shared.host, &self.shared.keeper.spawner, work)
-            .await
-            .unwrap_or_else(|| Err(RaftError::Stopped("the raft runtime ended".to_owned())))
+        }
     }
-}
 
-fn boxed(
-    task: impl Future<Output = ()> + Send + 'static,
-) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'static>> {
-    Box::pin(task)
-}
-
-/// Runs work on the raft runtime, where openraft finds its seed. `None` if that runtime ended first.
-pub(crate) async fn on_runtime<T: Send + 'static>(
-    host: &Host,
-    spawner: &Spawner,
-    work: impl Future<Output = T> + Send + 'static,
-) -> Option<T> {
-    let (tx, rx) = oneshot::channel();
-    let task = async move {
-        // The caller may have stopped waiting; the work is done all the same.
-        let _ = tx.send(work.await);
-    };
-    spawner.spawn("raft-call", Runtime::scope(host.random_u64(), boxed(task)));
-    rx.await.ok()
-}
-
-fn raft_config(format: &FormatRecord, options: &QuorumOptions) -> Result<Config, RaftError> {
-    let timing = options.network.as_ref().map_or(Timing::ALONE, |network| network.timing);
-    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let config = Config {
-        cluster_name: format.cluster.cluster_id.clone(),
-        heartbeat_interval: ms(timing.heartbeat),
-        election_timeout_min: ms(timing.election_min),
-        election_timeout_max: ms(timing.election_max),
-        // The keeper takes snapshots and purges.
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: u64::MAX,
-        enable_pre_vote: Some(true),
-        // A leader that comes back runs an election: then its own term's first entry commits the whole log, which the
-        // committed id on disk, being lazy, need not cover.
-        enable_leader_restore: Some(false),
-        ..Config::default()
-    };
-    config.validate().map_err(|error| RaftError::BadOption(error.to_string()))
-}
-
-/// Whether this member begins a new group with the others: the one with the lowest node id does.
-fn begins(options: &QuorumOptions) -> bool {
-    let lowest = options.initial_voters.iter().map(|(node, _)| *node).min();
-    options.initial_voters.len() > 1 && lowest == Some(options.node_id)
-}
-
-/// Whether this member is its whole group, and need ask nobody.
-async fn stands_alone(
-    raft: &Raft,
-    options: &QuorumOptions,
-    format: &FormatRecord,
-    pristine: bool,
-) -> Result<bool, RaftError> {
-    if pristine {
-        return Ok(options.initial_voters.iter().all(|(node, _)| *node == options.node_id));
+    fn lead(&self) -> &Lead {
+        match &self.0 {
+            Kind::Member(member) => &member.lead,
+            Kind::Observer(observer) => &observer.lead,
+        }
     }
-    // From the core itself: its metrics say nothing before it has run.
-    let membership = raft
-        .with_raft_state(|state| state.membership_state.effective().membership().clone())
-        .await
-        .map_err(|error| RaftError::Stopped(error.to_string()))?;
-    check_membership(&membership, options, format.incarnation())?;
-    Ok(membership.voter_ids().eq([options.node_id]))
-}
 
-/// Notes in FORMAT that the log has been begun, once something in it is synced. Until then an empty log is no lost one.
-async fn note_bootstrapped(host: Host, dir: PathBuf, mut format: FormatRecord, store: LogStore) {
-    if store.is_pristine() {
-        store.first_synced().await;
+    fn queue(&self) -> &Queue {
+        match &self.0 {
+            Kind::Member(member) => &member.queue,
+            Kind::Observer(observer) => &observer.queue,
+        }
     }
-    format.bootstrapped = true;
-    if let Err(error) = format.write(&host, &dir) {
-        // The next start does it; only the loss of the log alone would go unnoticed until then.
-        tracing::error!(%error, "FORMAT could not be written");
-    }
-}
 
-/// Gives the leadership to the voter that has most of the log, if this member has it.
-async fn hand_over(raft: &Raft, lead: &Lead) {
-    use openraft_rt::watch::WatchReceiver as _;
-    if !raft.is_leader() {
-        return;
-    }
-    let successor = {
-        let metrics = raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let matched = |id: &u64| metrics.replication.as_ref().and_then(|all| all.get(id).copied().flatten());
-        let voters = metrics.membership_config.membership().voter_ids();
-        voters.filter(|id| *id != lead.me).max_by_key(|id| (matched(id), std::cmp::Reverse(*id)))
-    };
-    let Some(successor) = successor else { return };
-    tracing::info!(successor, "handing over the metadata leadership");
-    if raft.trigger().transfer_leader(successor).await.is_err() {
-        return;
-    }
-    let mut leader = lead.leader.clone();
-    let other = leader.wait_for(|leader| leader.id.is_some_and(|id| id != lead.me));
-    if tokio::time::timeout(HAND_OVER_TIMEOUT, other).await.is_err() {
-        tracing::warn!(successor, "nobody took the metadata leadership over; an election will find a leader");
-    }
-}
-
-/// In a group of one: begins it if it is fresh, takes the leadership and waits until all of the log is applied.
-async fn take_lead(
-    raft: &Raft,
-    machine: &Machine,
-    options: &QuorumOptions,
-    format: &FormatRecord,
-    pristine: bool,
-) -> Result<(), RaftError> {
-    let stopped = |error: &dyn std::fmt::Display| RaftError::Stopped(error.to_string());
-    if pristine {
-        let me = Peer { incarnation: format.incarnation(), address: options.address.clone() };
-        let members = BTreeMap::from([(options.node_id, me)]);
-        raft.initialize(members).await.map_err(|error| stopped(&error))?;
-    } else {
-        raft.trigger().elect(false).await.map_err(|error| stopped(&error))?;
-    }
-    raft.wait(Some(START_TIMEOUT))
-        .state(ServerState::Leader, "start")
-        .await
-        .map_err(|error| stopped(&error))?;
-    barrier::round(raft, machine, None).await.map_err(|error| stopped(&error))?;
-    Ok(())
-}
-
-/// Refuses a directory that the group knows under another incarnation.
-fn check_membership(
-    membership: &Membership,
-    options: &QuorumOptions,
-    incarnation: [u8; 16],
-) -> Result<(), RaftError> {
-    match membership.get_node(&options.node_id) {
-        Some(peer) if peer.incarnation != incarnation => Err(RaftError::WrongDirectory {
-            path: options.dir.clone(),
-            what: format!("the group knows node {} under another incarnation", options.node_id),
-        }),
-        _ => Ok(()),
+    #[cfg(test)]
+    fn member(&self) -> &Member {
+        match &self.0 {
+            Kind::Member(member) => member,
+            Kind::Observer(_) => panic!("an observer is asked for what only a member has"),
+        }
     }
 }

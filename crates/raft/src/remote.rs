@@ -3,7 +3,7 @@
 //! Owns: the services RAFT and METADATA of the node's transport ([`isobar_rpc`]).
 //!
 //! Layout: [`wire`] has the messages, [`network`] sends openraft's, [`snapshot`] sends and takes in snapshots, [`service`]
-//! answers, [`forward`] brings commands and read barriers to the leader.
+//! answers, [`observed`] those that follow without being members, [`forward`] brings commands and read barriers to the leader.
 //!
 //! Promises
 //! 1. Nothing is answered in a peer's name. What cannot be reached is an error: openraft would count a made-up answer as a vote.
@@ -16,12 +16,14 @@
 
 pub(crate) mod forward;
 pub(crate) mod network;
+pub(crate) mod observed;
 pub(crate) mod service;
 pub(crate) mod snapshot;
 pub(crate) mod wire;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,13 +97,22 @@ impl fmt::Debug for RaftNetwork {
     }
 }
 
-/// This member as the others see it, and the way to them.
-pub(crate) struct Remote {
-    pub(crate) host: Host,
+/// A node of the group, or one that follows it, and its way to the others.
+#[derive(Clone)]
+pub(crate) struct Line {
     pub(crate) rpc: Rpc,
     pub(crate) node_id: u64,
     pub(crate) cluster_incarnation: u32,
+    /// Of its directory; of one that has none: of this life.
     pub(crate) incarnation: [u8; 16],
+    /// Highest index that a leader named beside results for this node's commands.
+    pub(crate) heard: Arc<AtomicU64>,
+}
+
+/// This member as the others see it, and the way to them.
+pub(crate) struct Remote {
+    pub(crate) host: Host,
+    pub(crate) line: Line,
     pub(crate) machine: Arc<Machine>,
     pub(crate) clocks: Clocks,
     pub(crate) metrics: Arc<RaftMetrics>,
@@ -111,7 +122,14 @@ impl Remote {
     /// The time of an entry, wall clock in ms. The state machine takes the maximum of it and its time so far.
     pub(crate) fn entry_time_ms(&self) -> i64 {
         let voters = self.machine.voters();
-        self.clocks.median_ms(&voters, self.node_id, self.host.now_ms(), Instant::now())
+        self.clocks.median_ms(&voters, self.line.node_id, self.host.now_ms(), Instant::now())
+    }
+}
+
+impl Line {
+    /// A leader has answered commands of this node, applied up to this index.
+    pub(crate) fn heard_of(&self, index: u64) {
+        self.heard.fetch_max(index, Ordering::AcqRel);
     }
 
     /// What a message to the directory `to` begins with; `None`: whichever it is.

@@ -11,12 +11,10 @@ use isobar_testkit::bucket::FaultPlan;
 
 use crate::machine::Armed;
 use crate::node::Place;
+use crate::plan::Draw as _;
 use crate::plan::cluster::ClusterPlan;
-use crate::plan::{Draw as _, NODES};
 use crate::run::{CLIENTS, Driver};
 
-/// The clients' machine among the nodes, where a link is named by numbers.
-const OUTSIDE: usize = NODES.len();
 /// Between two looks at what the nodes know.
 const LOOK_TICKS: u64 = 50;
 
@@ -62,7 +60,10 @@ impl Driver {
             "vanish" => self.vanish(at),
             "leader-dies" => self.die_together(&[at], kind),
             "two-die" => self.die_together(&[at, (at + 1) % self.nodes.len()], kind),
-            "all-die" => self.die_together(&[0, 1, 2], kind),
+            "all-die" => {
+                let all: Vec<usize> = (0..self.nodes.len()).collect();
+                self.die_together(&all, kind);
+            }
             "pause" | "leader-pauses" => self.pause(at, kind),
             "disk" => self.disk_fault(at),
             "clock" => self.shift_clock(at),
@@ -88,9 +89,10 @@ impl Driver {
         let effects = match kind {
             "cut-off" | "leader-cut-off" => {
                 let with_clients = self.rng.percent(50);
-                both(&[others.as_slice(), if with_clients { &[OUTSIDE] } else { &[] }].concat(), cut)
+                let clients = with_clients.then_some(self.outside());
+                both(&others.into_iter().chain(clients).collect::<Vec<_>>(), cut)
             }
-            "cut-from-clients" => both(&[OUTSIDE], cut),
+            "cut-from-clients" => both(&[self.outside()], cut),
             "cut-pair" => both(&[self.rng.pick(&others)], cut),
             "cut-one-way" => {
                 let (outwards, to_all) = (self.rng.percent(50), self.rng.percent(50));
@@ -100,11 +102,11 @@ impl Driver {
             }
             "slow-links" => {
                 let delay = Duration::from_millis(self.rng.pick(&[20, 100, 400]));
-                both(&[others.as_slice(), &[OUTSIDE]].concat(), Link { delay, ..Link::default() })
+                both(&[others.as_slice(), &[self.outside()]].concat(), Link { delay, ..Link::default() })
             }
             "lossy-links" => {
                 let lost_ppm = self.rng.pick(&[10_000, 100_000, 300_000]);
-                both(&[others.as_slice(), &[OUTSIDE]].concat(), Link { lost_ppm, ..Link::default() })
+                both(&[others.as_slice(), &[self.outside()]].concat(), Link { lost_ppm, ..Link::default() })
             }
             _ => return,
         };
@@ -160,7 +162,7 @@ impl Driver {
         }
         let until = self.lasts();
         let cut = Link { cut: true, ..Link::default() };
-        let others = (0..=OUTSIDE).filter(|other| *other != at);
+        let others = (0..=self.outside()).filter(|other| *other != at);
         let links = others.flat_map(|other| [What::Link(at, other, cut), What::Link(other, at, cut)]);
         self.begin("vanish", until, links.collect());
         self.end(at, "power-cut");
@@ -184,7 +186,7 @@ impl Driver {
 
     /// All connections between two machines are lost.
     fn reset(&mut self, at: usize) {
-        let others: Vec<usize> = (0..=OUTSIDE).filter(|other| *other != at).collect();
+        let others: Vec<usize> = (0..=self.outside()).filter(|other| *other != at).collect();
         let other = self.rng.pick(&others);
         self.world.reset(self.nodes[at].name, self.machine_name(other));
         self.fault("reset", None);
@@ -195,6 +197,11 @@ impl Driver {
         self.bucket.set_plan(FaultPlan { delay_ppm: 900_000, max_delay, ..FaultPlan::NONE });
         self.fault("bucket-slow", None);
         self.bucket_faults_until = self.lasts();
+    }
+
+    /// The clients' machine among the nodes, where a link is named by numbers.
+    fn outside(&self) -> usize {
+        self.nodes.len()
     }
 
     fn machine_name(&self, at: usize) -> &'static str {
@@ -322,7 +329,10 @@ impl Driver {
         let places: Vec<Place> = (0..self.nodes.len()).filter_map(place).collect();
         let Some(first) = places.first().filter(|_| places.len() == self.nodes.len()) else { return false };
         let same = |place: &Place| (place.index, place.term) == (first.index, first.term);
-        if places.iter().any(|place| place.index == first.index && place.hash != first.hash) {
+        let of_members = places.iter().filter_map(|place| Some((place.index, place.hash?)));
+        let of_members: BTreeSet<(u64, u64)> = of_members.collect();
+        let indexes: BTreeSet<u64> = of_members.iter().map(|(index, _)| *index).collect();
+        if indexes.len() < of_members.len() {
             self.recorder.problem("members of the metadata quorum have different states at the same index");
         }
         let leaders = places.iter().filter(|place| place.leads).count();

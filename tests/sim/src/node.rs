@@ -11,7 +11,7 @@ use isobar_host::sim::SimDisk;
 use isobar_metadata::command::UndeleteTopic;
 use isobar_metadata::record::SessionState;
 use isobar_metadata::{Command, CommandResult, Image, TopicId};
-use isobar_node::node::{ClusterOptions, Ending, JobOptions, Node, NodeOptions, STORE, Store};
+use isobar_node::node::{ClusterOptions, Ending, JobOptions, Node, NodeOptions, Roles, STORE, Store};
 use isobar_node::{RecoverOptions, Recovered, recover};
 use isobar_raft::archive::{ArchiveOptions, Status};
 use isobar_store::fsck::{Finding, FsckOptions, Line, Summary, fsck};
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use crate::plan::{NodePlan, Plan};
+use crate::plan::{MEMBERS, NodePlan, Plan};
 
 /// Where the node keeps what is its own.
 pub(crate) const DATA: &str = "/data";
@@ -67,9 +67,9 @@ pub(crate) struct Looked {
 pub(crate) struct Place {
     pub leads: bool,
     pub term: u64,
-    /// The last entry applied, and the state's hash there.
+    /// The last entry applied, and the state's hash there; an observer has no state.
     pub index: u64,
-    pub hash: u64,
+    pub hash: Option<u64>,
     /// Brokers that it knows to be live.
     pub brokers_live: usize,
 }
@@ -140,9 +140,12 @@ pub(crate) fn options(plan: &Plan, at: usize, store: Option<Store>) -> NodeOptio
         options.cluster = ClusterOptions {
             id: CLUSTER_ID.to_owned(),
             secret_file: SECRET.into(),
-            voters: (0..plan.nodes()).map(voter).collect(),
-            listen: None,
+            voters: (0..MEMBERS).map(voter).collect(),
+            listen: (at >= MEMBERS).then(|| voter(at).1),
         };
+        if at >= MEMBERS {
+            options.roles = Roles { broker: true, wal: false, metadata: false };
+        }
     }
     options
 }
@@ -305,6 +308,7 @@ fn see(node: &Node, life: &mut Life, with_image: bool) {
     let quorum = node.quorum();
     let Some(image) = node.fsck_parts().map(|parts| parts.proposer.image()) else { return };
     let ((index, hash), term) = (quorum.position(), quorum.leader().borrow().term);
+    let hash = (!quorum.is_observer()).then_some(hash);
     let brokers_live =
         image.brokers().iter().filter(|session| session.state == SessionState::Live as i32).count();
     life.place = Some(Place { leads: quorum.is_leader(), term, index, hash, brokers_live });

@@ -72,7 +72,9 @@ pub const SABOTAGES: &[&str] = &[
 /// The machine of a node that is alone.
 pub(crate) const NODE: &str = "node";
 /// Those of the nodes of a cluster.
-pub(crate) const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
+const NODES: [&str; MEMBERS + 1] = ["node-1", "node-2", "node-3", "node-4"];
+/// So many have every role; a fourth is a broker only, and observes the metadata quorum.
+pub(crate) const MEMBERS: usize = 3;
 
 /// A topic of the history.
 #[derive(Debug, Clone)]
@@ -289,7 +291,7 @@ impl Plan {
 
     /// How many nodes there are.
     pub fn nodes(&self) -> usize {
-        if self.cluster.is_some() { NODES.len() } else { 1 }
+        self.cluster.as_ref().map_or(1, |cluster| MEMBERS + usize::from(cluster.observer))
     }
 
     /// The machine of a node.

@@ -14,7 +14,7 @@ use isobar_rpc::{CallError, Channel, Reply, codes};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::Remote;
+use super::Line;
 use super::wire::{self, ProposeResult};
 use crate::error::ProposeError;
 use crate::leader::Leader;
@@ -79,31 +79,31 @@ pub(crate) fn propose_here(queue: &Queue, machine: &Arc<Machine>, commands: Vec<
 
 /// Sends commands to the leader; `done` is called once, with an answer for each.
 pub(crate) fn propose_there(
-    remote: &Remote,
+    line: &Line,
     leader: &Leader,
     commands: Vec<Envelope>,
     done: impl FnOnce(Results) + Send + 'static,
 ) {
     let count = commands.len();
-    let peer = leader.id.map(|id| remote.peer(id, &leader.peer()));
+    let peer = leader.id.map(|id| line.peer(id, &leader.peer()));
     let peer = match peer {
         Some(Ok(peer)) => peer,
         Some(Err(_)) | None => return done(vec![Err(ProposeError::NotLeader { leader: None }); count]),
     };
-    let ask = wire::Propose { route: remote.route(Some(&leader.incarnation)), commands };
+    let ask = wire::Propose { route: line.route(Some(&leader.incarnation)), commands };
     let deadline = Instant::now() + PROPOSE_TIMEOUT;
-    let machine = Arc::clone(&remote.machine);
+    let told = line.clone();
     peer.call_with(Channel::Control, wire::PROPOSE, wire::encode(&ask), deadline, move |answer| {
-        done(results(answer, count, &machine));
+        done(results(answer, count, &told));
     });
 }
 
-fn results(answer: Result<Bytes, CallError>, count: usize, machine: &Machine) -> Results {
+fn results(answer: Result<Bytes, CallError>, count: usize, line: &Line) -> Results {
     let unknown = |reason| vec![Err(ProposeError::Unknown { reason }); count];
     match answer {
         Ok(body) => match wire::decode::<wire::ProposeAnswer>(&body) {
             Ok((answer, _)) if answer.results.len() == count => {
-                machine.heard_of(answer.index);
+                line.heard_of(answer.index);
                 answer.results.into_iter().map(ProposeResult::result).collect()
             }
             _ => unknown("the leader's answer cannot be read"),
@@ -122,12 +122,12 @@ fn results(answer: Result<Bytes, CallError>, count: usize, machine: &Machine) ->
 }
 
 /// Asks the leader for an index that has everything acknowledged to anyone before now.
-pub(crate) async fn read_index(remote: &Remote, leader: &Leader) -> Result<u64, ProposeError> {
+pub(crate) async fn read_index(line: &Line, leader: &Leader) -> Result<u64, ProposeError> {
     let nobody = ProposeError::NotLeader { leader: None };
     let Some(id) = leader.id else { return Err(nobody) };
-    let body = wire::encode(&wire::ReadIndex { route: remote.route(Some(&leader.incarnation)) });
+    let body = wire::encode(&wire::ReadIndex { route: line.route(Some(&leader.incarnation)) });
     let asked =
-        remote.ask(id, &leader.peer(), Channel::Control, wire::READ_INDEX, body, READ_INDEX_TIMEOUT).await;
+        line.ask(id, &leader.peer(), Channel::Control, wire::READ_INDEX, body, READ_INDEX_TIMEOUT).await;
     // A barrier changes nothing: whatever went wrong, it is simply asked again.
     let answer = asked.map_err(|error| {
         tracing::debug!(%error, leader = id, "no read index");

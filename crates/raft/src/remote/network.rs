@@ -80,14 +80,14 @@ impl Link {
         body: Vec<Bytes>,
         timeout: Duration,
     ) -> Result<Bytes, RPCError<Types>> {
-        let asked = self.remote()?.ask(self.target, &self.peer, Channel::Raft, method, body, timeout);
+        let asked = self.remote()?.line.ask(self.target, &self.peer, Channel::Raft, method, body, timeout);
         asked.await.map_err(|error| rpc_error(&error))
     }
 
     /// Sends one append; the answer comes later.
     fn send_append(&self, request: &AppendEntriesRequest<Types>) -> Result<Sent, RPCError<Types>> {
         let remote = self.remote()?;
-        let route = remote.route(Some(&self.peer.incarnation));
+        let route = remote.line.route(Some(&self.peer.incarnation));
         let (standing, archived) = (remote.machine.standing(), remote.machine.archive.known());
         let body = wire::encode_append(route, request, standing, archived, remote.host.now_ms());
         let (tell, answer) = oneshot::channel();
@@ -97,7 +97,7 @@ impl Link {
             bytes: body.iter().map(Bytes::len).sum(),
             answer,
         };
-        let peer = remote.peer(self.target, &self.peer).map_err(|error| rpc_error(&error))?;
+        let peer = remote.line.peer(self.target, &self.peer).map_err(|error| rpc_error(&error))?;
         let deadline = Instant::now() + APPEND_TIMEOUT;
         peer.call_with(Channel::Raft, wire::APPEND, body, deadline, move |result| {
             // Nobody waits any more: openraft has begun anew.
@@ -127,7 +127,7 @@ impl Link {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        let ask = wire::VoteAsk::of(self.remote()?.route(Some(&self.peer.incarnation)), &request);
+        let ask = wire::VoteAsk::of(self.remote()?.line.route(Some(&self.peer.incarnation)), &request);
         let body = self.ask(method, wire::encode(&ask), option.hard_ttl()).await?;
         let (answer, _): (wire::VoteAnswer, _) = wire::decode(&body).map_err(malformed)?;
         Ok(answer.response())
@@ -288,7 +288,7 @@ impl RaftNetworkV2<Types> for Link {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        let ask = wire::Transfer::of(self.remote()?.route(Some(&self.peer.incarnation)), &request);
+        let ask = wire::Transfer::of(self.remote()?.line.route(Some(&self.peer.incarnation)), &request);
         let body = self.ask(wire::TRANSFER, wire::encode(&ask), option.hard_ttl()).await?;
         let (answer, _): (wire::TransferAnswer, _) = wire::decode(&body).map_err(malformed)?;
         Ok(answer.response(&request))

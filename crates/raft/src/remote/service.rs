@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use isobar_host::watch;
 use isobar_rpc::{Caller, Channel, Refusal, Reply, Service};
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use openraft_rt::watch::WatchReceiver as _;
@@ -27,11 +28,13 @@ use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::observed::Observed;
 use super::snapshot::Part;
 use super::wire::{self, Route, refusal};
 use super::{Remote, forward};
 use crate::barrier::Barriers;
 use crate::error::ProposeError;
+use crate::leader::Leader;
 use crate::log_store::LogStore;
 use crate::options::QuorumOptions;
 use crate::propose::{Queue, Raft};
@@ -135,6 +138,7 @@ pub(crate) struct Inbound {
     barriers: Arc<Barriers>,
     initial_voters: Vec<(u64, String)>,
     may_vote: bool,
+    observed: Arc<Observed>,
     pub(crate) to_raft: Arc<Inbox<ToRaft>>,
     pub(crate) parts: Arc<Inbox<Part>>,
     /// Nodes whose connection for openraft's messages has closed, and when.
@@ -150,9 +154,12 @@ impl Inbound {
         store: LogStore,
         queue: Arc<Queue>,
         barriers: Arc<Barriers>,
+        leader: watch::Receiver<Leader>,
         options: &QuorumOptions,
     ) -> Self {
+        let observed = Observed::new(&remote.host, Arc::clone(&remote.machine), leader);
         Self {
+            observed: Arc::new(observed),
             remote,
             store,
             queue,
@@ -179,14 +186,17 @@ impl Inbound {
 
     fn check(&self, from: u64, route: &Route) -> Result<(), Refusal> {
         let wrong = |what: String| Err(refuse(refusal::INCARNATION, what));
-        if route.cluster_incarnation != self.remote.cluster_incarnation {
+        if route.cluster_incarnation != self.remote.line.cluster_incarnation {
             return wrong(format!(
                 "the cluster's incarnation is {}, not {}",
-                self.remote.cluster_incarnation, route.cluster_incarnation
+                self.remote.line.cluster_incarnation, route.cluster_incarnation
             ));
         }
-        if route.to != self.remote.incarnation[..] {
-            return wrong(format!("node {} is another directory than the one meant", self.remote.node_id));
+        if route.to != self.remote.line.incarnation[..] {
+            return wrong(format!(
+                "node {} is another directory than the one meant",
+                self.remote.line.node_id
+            ));
         }
         let membership = self.remote.machine.membership();
         match membership.membership().get_node(&from) {
@@ -294,7 +304,7 @@ impl Inbound {
                     Ok(read) => read,
                     Err(what) => return Err((reply, refuse(refusal::MALFORMED, what))),
                 };
-                if hello.route.cluster_incarnation != self.remote.cluster_incarnation {
+                if hello.route.cluster_incarnation != self.remote.line.cluster_incarnation {
                     let what = "another incarnation of the cluster".to_owned();
                     return Err((reply, refuse(refusal::INCARNATION, what)));
                 }
@@ -317,6 +327,18 @@ impl Inbound {
                 }
                 self.barriers.ask_here(Box::new(move |result| reply.send(read_index(result))));
             }
+            _ if method == wire::FOLLOW.method => {
+                match self.read::<wire::Follow>(from, body, |ask| &ask.route) {
+                    Ok((ask, _)) => self.observed.follow(ask, reply),
+                    Err(refusal) => return Err((reply, refusal)),
+                }
+            }
+            _ if method == wire::STATE.method => {
+                match self.read::<wire::GetState>(from, body, |ask| &ask.route) {
+                    Ok((ask, _)) => self.observed.state(&ask, reply),
+                    Err(refusal) => return Err((reply, refusal)),
+                }
+            }
             _ => return Err((reply, refuse(refusal::MALFORMED, format!("there is no method {method}")))),
         }
         Ok(())
@@ -329,7 +351,7 @@ impl Inbound {
             address: address.clone(),
         };
         wire::HelloAnswer {
-            incarnation: Bytes::copy_from_slice(&self.remote.incarnation),
+            incarnation: Bytes::copy_from_slice(&self.remote.line.incarnation),
             pristine: self.store.is_pristine(),
             initial_voters: self.initial_voters.iter().map(voter).collect(),
             may_vote: self.may_vote,
@@ -455,7 +477,7 @@ async fn replace(
         let came_back = heard.lock().get(&node).is_some_and(|heard| *heard > closed_at);
         let metrics = raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        let leads = metrics.current_leader == Some(node) && node != remote.node_id && !came_back;
+        let leads = metrics.current_leader == Some(node) && node != remote.line.node_id && !came_back;
         leads.then_some(metrics.vote)
     };
     tokio::time::sleep_until(closed_at + CLOSED_GRACE).await;

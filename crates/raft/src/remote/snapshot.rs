@@ -61,7 +61,7 @@ pub(crate) async fn send(
     let file = snapshot.snapshot.open().map_err(|error| broken(&error))?;
     let len_bytes = file.len().map_err(|error| broken(&error))?;
     let file = Arc::new(file);
-    let to = remote.peer(target, peer)?;
+    let to = remote.line.peer(target, peer)?;
     let transfer = remote.host.random_u64();
     tracing::info!(target, bytes = len_bytes, "sending a metadata snapshot to a member that is behind");
     let mut answers: VecDeque<Answer> = VecDeque::new();
@@ -71,7 +71,7 @@ pub(crate) async fn send(
         let end = offset + part.len() as u64;
         let last = end >= len_bytes;
         let head = SnapshotPart {
-            route: remote.route(Some(&peer.incarnation)),
+            route: remote.line.route(Some(&peer.incarnation)),
             vote: VoteRecord::of(vote),
             transfer,
             offset,

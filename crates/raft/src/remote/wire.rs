@@ -33,6 +33,8 @@ pub(crate) const TRANSFER: Method = Method { service: ServiceId::RAFT, method: 5
 pub(crate) const HELLO: Method = Method { service: ServiceId::METADATA, method: 1 };
 pub(crate) const PROPOSE: Method = Method { service: ServiceId::METADATA, method: 2 };
 pub(crate) const READ_INDEX: Method = Method { service: ServiceId::METADATA, method: 3 };
+pub(crate) const FOLLOW: Method = Method { service: ServiceId::METADATA, method: 4 };
+pub(crate) const STATE: Method = Method { service: ServiceId::METADATA, method: 5 };
 
 /// Why a message was refused.
 pub(crate) mod refusal {
@@ -50,6 +52,8 @@ pub(crate) mod refusal {
     pub(crate) const NOT_LEADER: u16 = 105;
     /// openraft or the disk has failed here.
     pub(crate) const FAILED: u16 = 106;
+    /// What came after is no longer kept: take the whole state.
+    pub(crate) const LAGGED: u16 = 107;
 }
 
 /// Commands of up to so many bytes are copied next to the head: many small slices cost more than their bytes.
@@ -289,6 +293,65 @@ pub(crate) struct ReadIndex {
 pub(crate) struct ReadIndexAnswer {
     #[prost(uint64, tag = "1")]
     pub(crate) index: u64,
+}
+
+/// "What did entries do that came after this one?"
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Follow {
+    #[prost(message, required, tag = "1")]
+    pub(crate) route: Route,
+    /// Index of the last batch that the observer has.
+    #[prost(uint64, tag = "2")]
+    pub(crate) after: u64,
+    /// How long to wait for something.
+    #[prost(uint32, tag = "3")]
+    pub(crate) wait_ms: u32,
+    /// The leader that the observer knows, 0 for none, and its term: another is told at once.
+    #[prost(uint64, tag = "4")]
+    pub(crate) leader: u64,
+    #[prost(uint64, tag = "5")]
+    pub(crate) term: u64,
+}
+
+/// Batches of effects, one after the other behind the head; none if there was nothing in time.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Followed {
+    /// Length of each batch.
+    #[prost(uint32, repeated, tag = "1")]
+    pub(crate) batch_bytes: Vec<u32>,
+    /// As the member knows it; none while it knows none.
+    #[prost(message, optional, tag = "2")]
+    pub(crate) leader: Option<crate::records::MemberRecord>,
+    #[prost(uint64, tag = "3")]
+    pub(crate) term: u64,
+    /// The group, as of the last entry applied there.
+    #[prost(message, repeated, tag = "4")]
+    pub(crate) members: Vec<crate::records::MemberRecord>,
+    /// Node ids of those of them that vote.
+    #[prost(uint64, repeated, tag = "5")]
+    pub(crate) voters: Vec<u64>,
+}
+
+/// A part of the whole state, as a snapshot has it.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct GetState {
+    #[prost(message, required, tag = "1")]
+    pub(crate) route: Route,
+    /// Of the transfer; 0: a new one, of the state as it is now.
+    #[prost(fixed64, tag = "2")]
+    pub(crate) transfer: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) offset: u64,
+}
+
+/// The bytes are behind the head.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct StatePart {
+    #[prost(fixed64, tag = "1")]
+    pub(crate) transfer: u64,
+    /// Of the whole.
+    #[prost(uint64, tag = "2")]
+    pub(crate) total_bytes: u64,
 }
 
 /// Gathers the parts of a body: small pieces together, large ones as they are.

@@ -112,7 +112,7 @@ fn run<T>(test: impl AsyncFnOnce(Host, PathBuf) -> T) -> T {
 async fn started(host: &Host, options: QuorumOptions, shelf: &Arc<Shelf>) -> (Quorum, Archiver) {
     let quorum = Quorum::start(host, options).await.expect("starts");
     let archive: Arc<dyn Archive> = shelf.clone();
-    let archiver = quorum.archive(archive, quick());
+    let archiver = quorum.archive(archive, quick()).unwrap();
     (quorum, archiver)
 }
 
@@ -334,7 +334,7 @@ fn what_is_archived_is_what_was_applied_over_crashes_at_any_step() {
                 };
                 let Ok(quorum) = Quorum::start(&host, options).await else { return };
                 let archive: Arc<dyn Archive> = shelf;
-                let archiver = quorum.archive(archive, quick());
+                let archiver = quorum.archive(archive, quick()).unwrap();
                 let lost = archiver.lost();
                 while quorum.propose(register(next.fetch_add(1, Ordering::Relaxed))).await.is_ok() {
                     if let Some(why) = lost.borrow().clone() {

@@ -3,6 +3,8 @@
 //! On every node somebody registers lives and asks for barriers. What is checked at all times: a life has one session, two
 //! lives never the same one, and a barrier shows at least what any member had applied when it was asked.
 
+mod observer;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +73,7 @@ async fn start(
         snapshot_after_bytes: 4000,
         log_cache_bytes: 4096,
         segment_bytes: 8 << 20,
+        effects_bytes: 32 << 10,
         archive_lag_bytes: archive.then_some(1 << 30),
         ..QuorumOptions::new(dir, id(node))
     };
@@ -96,8 +99,13 @@ async fn life(
 ) {
     let started = start(&host, node, &address(node), voters(3), &dir, shelf.is_some()).await;
     let Some(quorum) = started else { return };
-    let _archiver = shelf.map(|shelf| quorum.archive(shelf, quick()));
+    let _archiver = shelf.and_then(|shelf| quorum.archive(shelf, quick()));
     slots.lock().insert(node, quorum.clone());
+    live(&host, quorum, told, slots).await;
+}
+
+/// Asks for barriers and registers lives, until the quorum has stopped.
+async fn live(host: &Host, quorum: Quorum, told: Arc<Mutex<Told>>, slots: Slots) {
     host.spawn("reader", read(quorum.clone(), Arc::clone(&told), Arc::clone(&slots)));
     loop {
         let n = {

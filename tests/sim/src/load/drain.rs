@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep};
 
 use super::{Drain, Me, observer, reader};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Little at a time is read slowly by a node without a replica of its own.
+const PATIENCE: Duration = Duration::from_secs(110);
 
 pub(super) async fn serve(mut me: Me) {
     loop {

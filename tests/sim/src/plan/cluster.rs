@@ -1,4 +1,4 @@
-//! What one seed does to a cluster of three.
+//! What one seed does to a cluster of three nodes, or of those and a broker.
 
 use std::time::Duration;
 
@@ -76,6 +76,8 @@ pub struct ClusterPlan {
     pub faults: Vec<&'static str>,
     /// What is sent last lies in the WAL only, and everything is read while one of the nodes is away.
     pub one_away: bool,
+    /// There is a fourth node, which is a broker only.
+    pub observer: bool,
 }
 
 impl Plan {
@@ -101,7 +103,8 @@ impl Plan {
             plan.topics.iter_mut().for_each(|topic| topic.object = false);
             plan.switch_every_ms = None;
         }
-        plan.cluster = Some(ClusterPlan { faults, one_away });
+        let observer = Rng::new(seed ^ 0x1507_ba12_51b0_0005).percent(40);
+        plan.cluster = Some(ClusterPlan { faults, one_away, observer });
         plan
     }
 }
