@@ -297,6 +297,12 @@ impl Membership {
                 Ok(Done::said(format!("node {node} has joined")))
             }
             Kind::Add => {
+                if observes(quorum, node) {
+                    let why = format!(
+                        "node {node} does not have the role metadata: it is a broker only. One that has it begins with an empty directory"
+                    );
+                    return Err(Refusal::new(REFUSED, why));
+                }
                 quorum.promote(node).await.map_err(refused)?;
                 let raised = raise_write_quorum(quorum).await?;
                 Ok(Done::said(format!("node {node} votes in the metadata quorum{raised}")))
@@ -387,6 +393,12 @@ fn refused(error: MembershipError) -> Refusal {
 pub(crate) fn address_of(quorum: &Quorum, node: u64) -> Option<String> {
     let member = quorum.membership().into_iter().find(|member| member.id == node);
     member.map(|member| member.address).filter(|address| !address.is_empty())
+}
+
+/// Whether a node serves clients and is no member.
+fn observes(quorum: &Quorum, node: u64) -> bool {
+    let is_broker = quorum.subscribe().0.broker(i32::try_from(node).unwrap_or(-1)).is_some();
+    is_broker && quorum.membership().iter().all(|member| member.id != node)
 }
 
 fn directories_of(image: &Image, node: u64) -> Vec<DirectoryId> {

@@ -47,6 +47,8 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(15);
 /// See the module, invariant 4.
 const STUCK: Duration = Duration::from_millis(300);
 const QUIET: Duration = Duration::from_millis(500);
+/// One that was of no use is not asked for so long while there are others.
+const AVOID: Duration = Duration::from_secs(3);
 /// Between two members that were of no use.
 const AGAIN: Duration = Duration::from_millis(20);
 /// Messages with commands on their way to the leader.
@@ -133,6 +135,9 @@ impl Observer {
             tell,
             contacts: options.contacts,
             has_state: false,
+            avoided: BTreeMap::new(),
+            // Observers that begin together are spread.
+            turn: usize::try_from(options.node_id).unwrap_or(0),
         };
         let rounds = barrier::run(Arc::clone(&barriers), None, seen.applied.subscribe(), lead.clone());
         let tasks = vec![
@@ -242,18 +247,18 @@ struct Follower {
     contacts: Vec<(u64, String)>,
     /// The image is a member's, not an empty one.
     has_state: bool,
+    /// Those that were of no use, until when.
+    avoided: BTreeMap<u64, Instant>,
+    turn: usize,
 }
 
 impl Follower {
     async fn run(mut self) {
-        // Observers that begin together are spread.
-        let mut turn = usize::try_from(self.line.node_id).unwrap_or(0);
         let mut last = String::new();
         loop {
-            let known = self.known();
-            turn += 1;
-            if let Some((node, address)) = known.get(turn % known.len().max(1)) {
-                let Err(why) = self.stay_with(*node, address).await else { continue };
+            if let Some((node, address)) = self.next() {
+                let Err(why) = self.stay_with(node, &address).await else { continue };
+                self.avoided.insert(node, Instant::now() + AVOID);
                 if why != last {
                     tracing::info!(member = node, why, "metadata is followed at another member");
                     last = why;
@@ -263,12 +268,17 @@ impl Follower {
         }
     }
 
-    /// The members, first those that were told at the start.
-    fn known(&self) -> Vec<(u64, String)> {
-        let members = self.seen.members();
-        let voters: Vec<_> =
-            members.into_iter().filter(|member| member.is_voter).map(|one| (one.id, one.address)).collect();
-        if voters.is_empty() { self.contacts.clone() } else { voters }
+    /// Whom to ask next: the voters in turn, without those that were of no use a moment ago. If all were: all, and those that were
+    /// told at the start.
+    fn next(&mut self) -> Option<(u64, String)> {
+        let (now, members) = (Instant::now(), self.seen.members());
+        let voters = members.into_iter().filter(|member| member.is_voter);
+        let voters: Vec<(u64, String)> = voters.map(|member| (member.id, member.address)).collect();
+        let is_good = |node: &u64| self.avoided.get(node).is_none_or(|until| *until <= now);
+        let good: Vec<_> = voters.iter().filter(|(node, _)| is_good(node)).cloned().collect();
+        let known = if good.is_empty() { [voters, self.contacts.clone()].concat() } else { good };
+        self.turn = self.turn.wrapping_add(1);
+        known.get(self.turn % known.len().max(1)).cloned()
     }
 
     /// Follows one member until it tells nothing, or for as long as that is good; `Err`: why it is not.
