@@ -89,6 +89,7 @@ impl Member {
                     node_id: options.node_id,
                     cluster_incarnation: format.cluster.incarnation,
                     incarnation: format.incarnation(),
+                    is_member: true,
                     heard: machine.heard(),
                 },
                 machine: Arc::clone(&machine),

@@ -107,6 +107,7 @@ impl Observer {
             node_id: options.node_id,
             cluster_incarnation: options.cluster.incarnation,
             incarnation: host.random_uuid(),
+            is_member: false,
             heard: Arc::default(),
         };
         let (tell, leader) = watch::channel(Leader::default());

@@ -105,6 +105,8 @@ pub(crate) struct Line {
     pub(crate) cluster_incarnation: u32,
     /// Of its directory; of one that has none: of this life.
     pub(crate) incarnation: [u8; 16],
+    /// Whether it has a directory.
+    pub(crate) is_member: bool,
     /// Highest index that a leader named beside results for this node's commands.
     pub(crate) heard: Arc<AtomicU64>,
 }
@@ -136,7 +138,7 @@ impl Line {
     pub(crate) fn route(&self, to: Option<&[u8; 16]>) -> Route {
         Route {
             cluster_incarnation: self.cluster_incarnation,
-            from: Bytes::copy_from_slice(&self.incarnation),
+            from: if self.is_member { Bytes::copy_from_slice(&self.incarnation) } else { Bytes::new() },
             to: to.map_or_else(Bytes::new, |to| Bytes::copy_from_slice(to)),
         }
     }

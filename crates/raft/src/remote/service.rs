@@ -184,7 +184,8 @@ impl Inbound {
         self.closed.close();
     }
 
-    fn check(&self, from: u64, route: &Route) -> Result<(), Refusal> {
+    /// `observes`: whether the question may come from one that is no member.
+    fn check(&self, from: u64, route: &Route, observes: bool) -> Result<(), Refusal> {
         let wrong = |what: String| Err(refuse(refusal::INCARNATION, what));
         if route.cluster_incarnation != self.remote.line.cluster_incarnation {
             return wrong(format!(
@@ -200,6 +201,8 @@ impl Inbound {
         }
         let membership = self.remote.machine.membership();
         match membership.membership().get_node(&from) {
+            // Releases before had among the learners what only observes now: until it is taken out, it may ask.
+            Some(_) if observes && route.from.is_empty() => Ok(()),
             Some(peer) if route.from != peer.incarnation[..] => {
                 wrong(format!("the group knows node {from} under another incarnation"))
             }
@@ -222,11 +225,12 @@ impl Inbound {
     fn read<T: Message + Default>(
         &self,
         from: u64,
+        observes: bool,
         body: &Bytes,
         route: impl FnOnce(&T) -> &Route,
     ) -> Result<(T, Bytes), Refusal> {
         let (message, rest) = wire::decode::<T>(body).map_err(|what| refuse(refusal::MALFORMED, what))?;
-        self.check(from, route(&message))?;
+        self.check(from, route(&message), observes)?;
         Ok((message, rest))
     }
 
@@ -242,7 +246,7 @@ impl Inbound {
                 _ if method == wire::APPEND.method => {
                     let read = wire::decode_append(body).map_err(|what| refuse(refusal::MALFORMED, what))?;
                     let (request, head) = read;
-                    self.check(from, &head.route)?;
+                    self.check(from, &head.route, false)?;
                     if let Some(position) = head.position {
                         self.remote.machine.compare(from, position);
                     }
@@ -252,17 +256,18 @@ impl Inbound {
                     self.remote.clocks.heard(from, head.clock_ms, Instant::now());
                     Incoming::Append(request)
                 }
-                _ if method == wire::VOTE.method => {
-                    Incoming::Vote(self.read::<wire::VoteAsk>(from, body, |ask| &ask.route)?.0.request())
-                }
-                _ if method == wire::PRE_VOTE.method => {
-                    Incoming::PreVote(self.read::<wire::VoteAsk>(from, body, |ask| &ask.route)?.0.request())
-                }
-                _ if method == wire::TRANSFER.method => {
-                    Incoming::Transfer(self.read::<wire::Transfer>(from, body, |ask| &ask.route)?.0.request())
-                }
+                _ if method == wire::VOTE.method => Incoming::Vote(
+                    self.read::<wire::VoteAsk>(from, false, body, |ask| &ask.route)?.0.request(),
+                ),
+                _ if method == wire::PRE_VOTE.method => Incoming::PreVote(
+                    self.read::<wire::VoteAsk>(from, false, body, |ask| &ask.route)?.0.request(),
+                ),
+                _ if method == wire::TRANSFER.method => Incoming::Transfer(
+                    self.read::<wire::Transfer>(from, false, body, |ask| &ask.route)?.0.request(),
+                ),
                 _ if method == wire::SNAPSHOT.method => {
-                    let (head, bytes) = self.read::<wire::SnapshotPart>(from, body, |part| &part.route)?;
+                    let (head, bytes) =
+                        self.read::<wire::SnapshotPart>(from, false, body, |part| &part.route)?;
                     Incoming::Part(head, bytes)
                 }
                 _ => return Err(refuse(refusal::MALFORMED, format!("there is no method {method}"))),
@@ -311,7 +316,7 @@ impl Inbound {
                 reply.send(Ok(wire::encode(&self.hello())));
             }
             _ if method == wire::PROPOSE.method => {
-                let propose = match self.read::<wire::Propose>(from, body, |ask| &ask.route) {
+                let propose = match self.read::<wire::Propose>(from, true, body, |ask| &ask.route) {
                     Ok((propose, _)) => propose,
                     Err(refusal) => return Err((reply, refusal)),
                 };
@@ -322,19 +327,19 @@ impl Inbound {
                 forward::propose_here(&self.queue, &self.remote.machine, propose.commands, reply);
             }
             _ if method == wire::READ_INDEX.method => {
-                if let Err(refusal) = self.read::<wire::ReadIndex>(from, body, |ask| &ask.route) {
+                if let Err(refusal) = self.read::<wire::ReadIndex>(from, true, body, |ask| &ask.route) {
                     return Err((reply, refusal));
                 }
                 self.barriers.ask_here(Box::new(move |result| reply.send(read_index(result))));
             }
             _ if method == wire::FOLLOW.method => {
-                match self.read::<wire::Follow>(from, body, |ask| &ask.route) {
+                match self.read::<wire::Follow>(from, true, body, |ask| &ask.route) {
                     Ok((ask, _)) => self.observed.follow(ask, reply),
                     Err(refusal) => return Err((reply, refusal)),
                 }
             }
             _ if method == wire::STATE.method => {
-                match self.read::<wire::GetState>(from, body, |ask| &ask.route) {
+                match self.read::<wire::GetState>(from, true, body, |ask| &ask.route) {
                     Ok((ask, _)) => self.observed.state(&ask, reply),
                     Err(refusal) => return Err((reply, refusal)),
                 }

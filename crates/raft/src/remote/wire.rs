@@ -5,7 +5,7 @@
 //! message on the other side.
 //!
 //! Invariants
-//! 1. Every message names the directory it comes from, the one it is meant for, and the cluster's incarnation
+//! 1. Every message names the directory it comes from (an observer's none), the one it is meant for, and the cluster's incarnation
 //!    (DESIGN.md, invariant 6); who is not the one meant refuses it. Only [`Hello`] may leave the target open.
 //! 2. Nothing is allocated by a length that was only told: lengths are checked against the bytes that are there.
 
@@ -67,7 +67,7 @@ pub(crate) struct Route {
     /// The cluster's incarnation, which a recovery raises.
     #[prost(uint32, tag = "1")]
     pub(crate) cluster_incarnation: u32,
-    /// Incarnation of the sender's directory.
+    /// Incarnation of the sender's directory; empty: it has none, and only observes.
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) from: Bytes,
     /// Incarnation of the directory meant; empty if not known yet ([`Hello`]).

@@ -505,6 +505,7 @@ fn change(cluster: &mut Cluster, what: &'static str, node: usize) -> Result<(), 
     cluster.world.boot("operator", |_| async move {
         let result = match what {
             "add" => quorum.add_voter(id(node), &address(node)).await,
+            "let in" => quorum.add_learner(id(node), &address(node)).await,
             "replace" => quorum.replace(id(node), &address(node)).await,
             _ => quorum.remove_voter(id(node)).await,
         };

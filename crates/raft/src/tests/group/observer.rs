@@ -184,3 +184,26 @@ fn an_observer_leaves_a_member_that_is_cut_off_from_the_others() {
         followed.settle();
     }
 }
+
+/// Releases before had every broker among the learners; an upgraded one comes back with nothing, under its old id.
+#[test]
+fn a_node_that_was_a_learner_observes_and_is_then_taken_out() {
+    let mut cluster = Cluster::new(961);
+    cluster.until_acked(20);
+    cluster.boot(NODE);
+    cluster.until(10_000, "the learner", |c| c.slots.lock().contains_key(&NODE));
+    change(&mut cluster, "let in", NODE).expect("let in");
+    cluster.kill(NODE);
+    let mut followed = Followed { cluster, seen: Seen::default() };
+    followed.boot();
+    followed.until_it_is_told(5_000);
+    let members = |followed: &Followed| {
+        let seen = followed.seen.lock();
+        seen.quorum.as_ref().map_or(0, |quorum| quorum.membership().len())
+    };
+    assert_eq!(members(&followed), 4);
+    change(&mut followed.cluster, "remove", NODE).expect("taken out");
+    followed.cluster.until_acked(20);
+    followed.settle();
+    assert_eq!(members(&followed), 3);
+}
