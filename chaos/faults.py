@@ -245,11 +245,21 @@ fault("network", ("net",), on="leader", name="partition-leader")(functools.parti
 
 @fault("network", ("net",))
 def partial(scene, node):
-    """Two nodes cannot see each other; both see the third."""
-    other = scene.random.choice(scene.others(node))
+    """Two nodes cannot see each other, which have something to say to each other; both see the others."""
+    other = scene.random.choice(partners(scene, node))
     with scene.broken_network("partial") as net:
         net.cut("partial", node.id, [other])
         return f"{scene.last(*CUTS_S)}, {node.id} and {other}"
+
+
+def partners(scene, node):
+    """Brokers and WAL replicas always speak, the metadata's leader and its followers too; brokers with each other never do."""
+    others = [other for other in scene.cluster.nodes if other is not node]
+    if node.roles == ("metadata",):
+        leader = scene.cluster.leader()
+        voters = [other for other in others if "metadata" in other.roles]
+        return [other.id for other in voters if leader in (None, node, other)]
+    return [other.id for other in others if {"broker", "wal"} <= {*node.roles, *other.roles}]
 
 
 @fault("network", ("net",))
