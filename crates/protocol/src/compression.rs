@@ -1,8 +1,11 @@
 //! Kafka's compression codecs, with a cap on what decompression may yield.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::str::FromStr;
+
+use zstd::zstd_safe::{DCtx, ResetDirective};
 
 /// A codec of record batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -45,8 +48,13 @@ pub enum CompressionError {
 const XERIAL_MAGIC: &[u8; 8] = b"\x82SNAPPY\0";
 const XERIAL_HEADER_BYTES: usize = 16;
 const XERIAL_BLOCK_BYTES: usize = 32 * 1024;
-/// Output is grown in steps as it comes, never by what a header promises.
-const STEP_BYTES: usize = 64 * 1024;
+/// A Zstandard context that a large window has made larger than this is not kept.
+const KEPT_CONTEXT_BYTES: usize = 4 << 20;
+
+thread_local! {
+    // Making one asks the processor what it can do, which in a virtual machine takes longer than a small batch.
+    static ZSTD: RefCell<DCtx<'static>> = RefCell::new(DCtx::create());
+}
 
 impl Codec {
     /// Every codec, by id.
@@ -76,13 +84,11 @@ impl Codec {
     /// Decompresses; an error rather than more than `cap_bytes`.
     pub fn decompress(self, bytes: &[u8], cap_bytes: usize) -> Result<Vec<u8>, CompressionError> {
         let result = match self {
-            Codec::None => read_capped(bytes, cap_bytes),
-            Codec::Gzip => read_capped(flate2::read::MultiGzDecoder::new(bytes), cap_bytes),
+            Codec::None => Ok((bytes.len() <= cap_bytes).then(|| bytes.to_vec())),
+            Codec::Gzip => read_capped(flate2::read::MultiGzDecoder::new(bytes), bytes.len(), cap_bytes),
             Codec::Snappy => snappy_decompress(bytes, cap_bytes),
-            Codec::Lz4 => read_capped(lz4_flex::frame::FrameDecoder::new(bytes), cap_bytes),
-            Codec::Zstd => {
-                zstd::stream::read::Decoder::new(bytes).and_then(|decoder| read_capped(decoder, cap_bytes))
-            }
+            Codec::Lz4 => read_capped(lz4_flex::frame::FrameDecoder::new(bytes), bytes.len(), cap_bytes),
+            Codec::Zstd => zstd_decompress(bytes, cap_bytes),
         };
         match result {
             Ok(Some(out)) => Ok(out),
@@ -136,28 +142,27 @@ impl FromStr for Codec {
     }
 }
 
-/// Reads to the end; `None` if there is more than the cap.
-fn read_capped(mut reader: impl Read, cap_bytes: usize) -> io::Result<Option<Vec<u8>>> {
-    let mut out = Vec::new();
-    loop {
-        let filled = out.len();
-        // One byte beyond the cap tells "exactly the cap" from "more".
-        let step = STEP_BYTES.max(filled / 2).min(cap_bytes - filled + 1);
-        out.resize(filled + step, 0);
-        let n = loop {
-            match reader.read(&mut out[filled..]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other?,
-            }
-        };
-        out.truncate(filled + n);
-        if n == 0 {
-            return Ok(Some(out));
+/// Reads to the end; `None` if there is more than the cap. The output grows as it comes, never by what a header promises.
+fn read_capped(reader: impl Read, packed_bytes: usize, cap_bytes: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut out = Vec::with_capacity(packed_bytes.saturating_mul(2).min(cap_bytes));
+    // One byte beyond the cap tells "exactly the cap" from "more".
+    reader.take((cap_bytes as u64).saturating_add(1)).read_to_end(&mut out)?;
+    Ok((out.len() <= cap_bytes).then_some(out))
+}
+
+fn zstd_decompress(bytes: &[u8], cap_bytes: usize) -> io::Result<Option<Vec<u8>>> {
+    ZSTD.with_borrow_mut(|context| {
+        // What went before may have ended within a frame.
+        if context.reset(ResetDirective::SessionOnly).is_err() {
+            *context = DCtx::create();
         }
-        if out.len() > cap_bytes {
-            return Ok(None);
+        let decoder = zstd::stream::read::Decoder::with_context(bytes, context);
+        let result = read_capped(decoder, bytes.len(), cap_bytes);
+        if context.sizeof() > KEPT_CONTEXT_BYTES {
+            *context = DCtx::create();
         }
-    }
+        result
+    })
 }
 
 fn snappy_decompress(bytes: &[u8], cap_bytes: usize) -> io::Result<Option<Vec<u8>>> {
@@ -245,6 +250,43 @@ mod tests {
                 let _ = codec.decompress(&packed, 1 << 20);
             }
         }
+    }
+
+    /// The context of a thread is used again after each of these ends.
+    #[test]
+    fn zstd_forgets_what_went_before() {
+        let small = b"a small batch".repeat(20);
+        // Hard to compress, and with a window as large as the whole.
+        let mut last = 7_u64;
+        let mut next = || {
+            last = last.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (last >> 56) as u8
+        };
+        let large: Vec<u8> = (0..6 << 20).map(|_| next()).collect();
+        let packed = Codec::Zstd.compress(&small).unwrap();
+        for end in [packed.len() / 2, packed.len() - 1] {
+            assert!(Codec::Zstd.decompress(&packed[..end], 1 << 20).is_err(), "cut off");
+            assert_eq!(Codec::Zstd.decompress(&packed, 1 << 20).unwrap(), small);
+        }
+        assert!(matches!(Codec::Zstd.decompress(&packed, 10), Err(CompressionError::TooLarge { .. })));
+        assert_eq!(
+            Codec::Zstd.decompress(&[&packed[..], &packed[..]].concat(), 1 << 20).unwrap(),
+            small.repeat(2)
+        );
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(23).unwrap();
+        encoder.write_all(&large).unwrap();
+        let packed_large = encoder.finish().unwrap();
+        let mut own = DCtx::create();
+        read_capped(zstd::stream::read::Decoder::with_context(&packed_large[..], &mut own), 0, 8 << 20)
+            .unwrap();
+        assert!(own.sizeof() > KEPT_CONTEXT_BYTES, "it takes a large one");
+        assert!(Codec::Zstd.decompress(&packed_large, 8 << 20).unwrap() == large);
+        assert!(
+            ZSTD.with_borrow(DCtx::sizeof) <= KEPT_CONTEXT_BYTES,
+            "what a large window took is given back"
+        );
+        assert_eq!(Codec::Zstd.decompress(&packed, 1 << 20).unwrap(), small);
     }
 
     #[test]
