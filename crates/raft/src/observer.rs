@@ -44,6 +44,8 @@ const WAIT: Duration = Duration::from_millis(200);
 /// And is given up so long after it should have answered.
 const GRACE: Duration = Duration::from_millis(500);
 const STATE_TIMEOUT: Duration = Duration::from_secs(15);
+/// A larger state is not believed: members hold theirs in memory as well.
+const STATE_MAX_BYTES: u64 = 8 << 30;
 /// See the module, invariant 4.
 const STUCK: Duration = Duration::from_millis(300);
 const QUIET: Duration = Duration::from_millis(500);
@@ -336,32 +338,36 @@ impl Follower {
             other => Failed::Member(other.to_string()),
         })?;
         let (head, bytes): (wire::Followed, _) = wire::decode(&answer).map_err(Failed::Member)?;
-        let batches = batches(&head.batch_bytes, bytes).map_err(Failed::Member)?;
+        let mut batches = batches(&head.batch_bytes, bytes).map_err(Failed::Member)?;
+        if self.host.sabotaged("observer-skips-a-batch") {
+            batches.iter_mut().filter(|batch| batch.index % 10 == 0).for_each(|batch| batch.effects.clear());
+        }
         let count = batches.len();
         self.seen.take(batches).map_err(Failed::Gap)?;
         *said = (head.leader.as_ref().map_or(0, |leader| leader.node), head.term);
-        self.note(head);
+        self.note(head).map_err(Failed::Member)?;
         Ok(count)
     }
 
     /// Who leads, and who belongs to the group.
-    fn note(&self, head: wire::Followed) {
+    fn note(&self, head: wire::Followed) -> Result<(), String> {
         let voters = head.voters;
         let member = |record: MemberRecord| {
-            let incarnation = incarnation(&record.incarnation);
+            let incarnation = incarnation(&record)?;
             let (id, is_voter) = (record.node, voters.contains(&record.node));
-            (id, MemberInfo { id, address: record.address, incarnation, is_voter })
+            Ok((id, MemberInfo { id, address: record.address, incarnation, is_voter }))
         };
-        self.seen.state.lock().members = head.members.into_iter().map(member).collect();
+        let members = head.members.into_iter().map(member).collect::<Result<_, String>>()?;
         let leader = match head.leader {
             Some(record) => Leader {
                 id: Some(record.node),
                 term: head.term,
-                incarnation: incarnation(&record.incarnation),
+                incarnation: incarnation(&record)?,
                 address: record.address,
             },
             None => Leader { term: head.term, ..Leader::default() },
         };
+        self.seen.state.lock().members = members;
         let metrics = &self.seen.metrics;
         self.tell.send_if_modified(|told| {
             // A member that has not heard of an election yet knows less than another has told.
@@ -374,24 +380,33 @@ impl Follower {
             }
             is_news
         });
+        Ok(())
     }
 
     async fn take_state(&self, node: u64, peer: &Peer) -> Result<(), String> {
         let mut bytes = BytesMut::new();
-        let (mut transfer, mut total_bytes) = (0, u64::MAX);
-        while (bytes.len() as u64) < total_bytes {
+        let mut transfer = 0;
+        let total_bytes = loop {
             let route = self.line.route(Some(&peer.incarnation));
             let ask = wire::encode(&wire::GetState { route, transfer, offset: bytes.len() as u64 });
             let asked = self.line.ask(node, peer, Channel::Bulk, wire::STATE, ask, STATE_TIMEOUT).await;
             let answer = asked.map_err(|error| error.to_string())?;
             let (head, part): (wire::StatePart, Bytes) = wire::decode(&answer)?;
-            if part.is_empty() {
-                return Err("a part of its state is empty".to_owned());
-            }
-            (transfer, total_bytes) = (head.transfer, head.total_bytes);
             bytes.extend_from_slice(&part);
-        }
-        self.seen.metrics.snapshot_received_bytes.inc_by(bytes.len() as u64);
+            let has_bytes = bytes.len() as u64;
+            if part.is_empty() || has_bytes > head.total_bytes || head.total_bytes > STATE_MAX_BYTES {
+                let total_bytes = head.total_bytes;
+                return Err(format!(
+                    "a part of {} bytes up to {has_bytes} of a state of {total_bytes}",
+                    part.len()
+                ));
+            }
+            if has_bytes == head.total_bytes {
+                break has_bytes;
+            }
+            transfer = head.transfer;
+        };
+        self.seen.metrics.snapshot_received_bytes.inc_by(total_bytes);
         let restored = self.host.run_blocking(move || StateMachine::restore(&bytes)).await;
         let machine =
             restored.ok_or("the blocking pool is going away")?.map_err(|error| error.to_string())?;
@@ -426,6 +441,7 @@ fn batches(lengths: &[u32], mut bytes: Bytes) -> Result<Vec<EffectBatch>, String
     Ok(batches)
 }
 
-fn incarnation(bytes: &[u8]) -> [u8; 16] {
-    bytes.try_into().unwrap_or_default()
+fn incarnation(member: &MemberRecord) -> Result<[u8; 16], String> {
+    let bytes = member.incarnation.as_ref();
+    bytes.try_into().map_err(|_| format!("the incarnation of {} has {} bytes", member.node, bytes.len()))
 }

@@ -96,7 +96,8 @@ impl Observed {
         let mut batch_bytes = Vec::with_capacity(batches.len());
         for batch in batches {
             let before = encoded.len();
-            encoded.extend_from_slice(&batch.encode_to_vec());
+            // A growing buffer takes any message.
+            let _ = batch.encode(&mut encoded);
             batch_bytes.push(u32::try_from(encoded.len() - before).unwrap_or(u32::MAX));
         }
         let leader = self.leader.borrow().clone();
