@@ -212,7 +212,7 @@ impl Driver {
     }
 
     /// What lies in the bucket, by our own look.
-    fn objects(&self) -> Objects {
+    pub(crate) fn objects(&self) -> Objects {
         if self.plan.node.store_inside {
             let key = |(path, size): (PathBuf, u64)| {
                 let key = path.strip_prefix(INSIDE).ok()?.to_str()?.to_owned();

@@ -322,6 +322,7 @@ impl Plan {
                 cluster.faults = vec!["bucket-slow", "pause"];
                 self.node.grant_lifetime = Duration::from_millis(500);
             }
+            cluster.observer |= promise == "observer-skips-a-batch";
             return self;
         }
         if promise == "object-not-synced" {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use isobar_host::sim::{SimDisk, World};
+use isobar_store::MARKER_KEY;
 use isobar_testkit::Rng;
 use isobar_testkit::bucket::{Bucket, FaultPlan};
 use isobar_testkit::history::{Checker, Options};
@@ -135,6 +136,10 @@ impl Driver {
         self.end_all_faults();
         self.nodes.iter().for_each(|node| self.world.arm(node.name, 0));
         let one_away = self.plan.cluster.as_ref().is_some_and(|cluster| cluster.one_away);
+        if one_away {
+            // A bucket that takes nothing is no place to begin, and is refused.
+            self.wait("a node to format the bucket", |driver| driver.objects().contains_key(MARKER_KEY));
+        }
         self.set_read_only(one_away);
         // Whoever is down may stay down for some time of the load; and some sends must end after the last fault.
         let until = self.tick + if one_away { 2_000 } else { 500 };

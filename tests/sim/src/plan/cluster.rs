@@ -67,6 +67,7 @@ pub const CLUSTER_SABOTAGES: &[&str] = &[
     "barrier-without-quorum",
     "offsets-before-commit",
     "journal-not-synced",
+    "observer-skips-a-batch",
 ];
 
 /// See the module's page.
