@@ -10,6 +10,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "lib"))
 from broker import die_with_parent  # noqa: E402
@@ -60,6 +61,12 @@ def enter_own():
     os.execvp(own[0], [*own, sys.executable, *sys.argv])
 
 
+def sent_to(node):
+    """Bytes of all packets that went to a node since its cable is there."""
+    dev = pathlib.Path("/proc/self/net/dev").read_text()
+    return int(re.search(rf"^ *node-{node}:(?: +(\d+)){{9}}", dev, re.MULTILINE)[1])
+
+
 def is_own():
     return bool(os.environ.get(_INSIDE))
 
@@ -71,6 +78,7 @@ class Net:
         self.faults, self.delays, self.holders, self.spaces = {}, {}, {}, {}
         # Packets that met a rule which is gone by now.
         self.met = 0
+        self.healed = 0.0
         run("ip", "link", "set", "lo", "up")
         run("ip", "link", "add", "name", "nodes", "type", "bridge")
         run("ip", "address", "add", f"{CLIENTS}/24", "dev", "nodes")
@@ -131,7 +139,12 @@ class Net:
         for process in self.delays.pop(name, ()):
             process.terminate()
             process.communicate(timeout=30)
+        self.healed = time.monotonic()
         return self.met - before
+
+    def was_broken(self, since):
+        """A fault is on, or was since this moment of the monotonic clock."""
+        return any(self.faults.values()) or self.healed > since
 
     def _add(self, name, node, rules):
         self.faults.setdefault(node, {}).setdefault(name, []).extend(rules)
