@@ -48,11 +48,11 @@ class Topics:
     def __init__(self, peer):
         self.admin, self.count = AdminClient({"bootstrap.servers": bootstrap(peer)}), 0
 
-    def new(self):
+    def new(self, partitions=PARTITIONS):
         self.count += 1
         topic = f"bench-{self.count}"
-        self.admin.create_topics([NewTopic(topic, PARTITIONS, len(NODES))])[topic].result(60)
-        while len(self.admin.list_topics(topic, timeout=10).topics[topic].partitions) != PARTITIONS:
+        self.admin.create_topics([NewTopic(topic, partitions, len(NODES))])[topic].result(60)
+        while len(self.admin.list_topics(topic, timeout=10).topics[topic].partitions) != partitions:
             time.sleep(0.1)
         time.sleep(1)  # Kafka answers before every partition stands
         return topic
@@ -235,9 +235,58 @@ def kills(peer, topics, options):
     return found
 
 
+def records_in(node):
+    """Taken from producers since it started; None while it does not answer."""
+    try:
+        text = urllib.request.urlopen(f"http://{node.admin}/metrics", timeout=5).read().decode()
+    except OSError:
+        return None
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.split(" ")[0] == "isobar_broker_records_in_total")
+
+
+def growth(peer, topics, rate, seconds=45, after_s=10):
+    """A fourth node, a broker only, starts beside the one of zone 1 while a producer and a consumer of that zone run: when it has its
+    share of them."""
+    topic, zone = topics.new(48), peer.client(1)
+    pairs = [word for pair in zone for word in ("-X", pair)]
+    reader = subprocess.Popen([GENERATOR, "-G", "growth", "-t", topic, "-b", bootstrap(peer), "-q", *pairs],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent)
+    command = [LOAD, "latency", bootstrap(peer), topic, "48", str(rate), str(RECORD_BYTES), str(seconds), *PRODUCER,
+               *(pair for pair in zone if pair.startswith("client.id"))]
+    load = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=die_with_parent)
+    time.sleep(after_s)
+    before, began = net.sent_to(len(NODES) + 1), time.monotonic()
+    four = peer.add_broker(len(NODES) + 1)
+    nodes, counts, found = [*peer.cluster.nodes, four], [], {"first_s": None, "half_s": None}
+    try:
+        while time.monotonic() - began < 20:
+            counted = [records_in(node) or 0 for node in nodes]
+            now = time.monotonic() - began
+            counts.append(counted)
+            # Of what was taken in the last second or so.
+            recent = [b - a for a, b in zip(counts[max(0, len(counts) - 6)], counted)]
+            share = recent[-1] / max(1, sum(recent))
+            if counted[-1] > 0 and found["first_s"] is None:
+                found["first_s"] = now
+            if share >= 0.25 and found["half_s"] is None:
+                found["half_s"] = now
+            time.sleep(0.2)
+        found |= {"share": share, "entered_bytes": net.sent_to(len(NODES) + 1) - before, "produced_bytes": counted[-1] * RECORD_BYTES,
+                  "after_s": time.monotonic() - began}
+        found["load"] = json.loads(output(load, seconds + 100).splitlines()[-1])
+    finally:
+        reader.kill()
+        reader.wait()
+        four.send(signal.SIGTERM)
+        four.process.wait(60)
+    topics.delete(topic)
+    return found
+
+
 def measure(options, work):
     results = {"latency": [], "throughput": [], "crossing": {}, "kills": {}}
-    network = net.Net(len(NODES))
+    # One more for the node that joins.
+    network = net.Net(len(NODES) + 1)
     peers = []
     try:
         for kind in (Isobar, Kafka):
@@ -264,6 +313,10 @@ def measure(options, work):
             say(peer.kind, results["crossing"][peer.kind])
         for peer in peers:
             results["kills"][peer.kind] = kills(peer, topics[peer.kind], options)
+            # Kafka's new broker has nothing until somebody moves partitions to it.
+            if peer.kind == "isobar":
+                results["growth"] = growth(peer, topics[peer.kind], 5e6)
+                say(peer.kind, results["growth"])
     except BaseException:
         for log in sorted(pathlib.Path(work).glob("*/*.log")):
             print(f"-- {log} ends:", *log.read_text(errors="replace").splitlines()[-10:], sep="\n", file=sys.stderr)
@@ -323,6 +376,20 @@ def report(options, results):
                          str(sum(row["rebalances"] for row in got)), str(max(row["errors"] for row in got))])
     lines += table(["what", "cluster", "longest silence of all partitions, s", "longest that a record waited, s",
                     "longest gap of the reader, s", "rebalances", "errors of clients"], rows)
+    if grown := results.get("growth"):
+        seconds = lambda key: "never" if grown[key] is None else f"{grown[key]:.1f} s"  # noqa: E731
+        lines += ["## A fourth node", "",
+                  "A broker only, started in zone 1 while a producer (5 MB/s over 48 partitions) and a consumer of that zone ran, which"
+                  " until then went to node 1. An even share is half. Times from the start of its process. A Kafka broker that joins"
+                  " has nothing until somebody moves partitions to it.", ""]
+        lines += table(["what", "figure"], [
+            ["first records from the producer", seconds("first_s")],
+            ["half of an even share of the records, or more", seconds("half_s")],
+            ["its share in the end", f"{grown['share']:.0%}"],
+            [f"bytes that entered it in {grown['after_s']:.0f} s, metadata and fetched tail among them", f"{grown['entered_bytes'] / 1e6:.1f} MB"],
+            ["of these from the producer", f"{grown['produced_bytes'] / 1e6:.1f} MB"],
+            ["longest that a record waited", f"{grown['load']['max_ms'] / 1e3:.2f} s"],
+        ])
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """Three nodes of each peer, one a zone, each in its own network namespace (chaos/net.py). Both peers may stand at once."""
 
+import functools
 import os
 import pathlib
 import re
@@ -14,10 +15,10 @@ REPO = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "chaos"), str(REPO / "tests/lib")]
 
 from broker import LIB, BrokerError, api_versions, die_with_parent  # noqa: E402
-from cluster import Cluster  # noqa: E402
+from cluster import Cluster, Node  # noqa: E402
 from confluent_kafka import KafkaException  # noqa: E402
 from confluent_kafka.admin import AdminClient  # noqa: E402
-from net import run  # noqa: E402
+from net import ADMIN_PORT, run  # noqa: E402
 
 NODES = (1, 2, 3)
 _CLUSTER_ID = "aXNvYmFyLWJlbmNoLXBlZXI"
@@ -55,6 +56,22 @@ class Isobar:
 
     def leader(self):
         return self.cluster.leader().id
+
+    def add_broker(self, node_id):
+        """A node that is a broker only, from the file of another; it is started."""
+        like = self.cluster.nodes[0]
+        text = (like.directory / f"node-{like.id}.toml").read_text()
+        # A voter's own address is among the voters'; this node is none.
+        rpc = f'[listeners]\\ncluster = "{self.net.address(node_id)}:{self.inner_ports["rpc"]}"'
+        for pattern, new in ((r"^id = \d+$", f'id = {node_id}\\nroles = "broker"'), (r"^data = .*", f'data = "./isobar-{node_id}"'),
+                             (r"^zone = .*", 'zone = "zone-1"'), (r"^\[listeners\]", rpc)):
+            text = re.sub(pattern, new, text, flags=re.MULTILINE)
+        (like.directory / f"node-{node_id}.toml").write_text(text)
+        kafka, admin = (f"{self.net.address(node_id)}:{port}" for port in (self.kafka_port, ADMIN_PORT))
+        env = like.env | {"ISOBAR_LISTENERS_KAFKA": kafka, "ISOBAR_LISTENERS_ADMIN": admin}
+        node = Node(node_id, like.directory, kafka, admin, env, functools.partial(self.net.enter, node_id), ("broker",))
+        node.start()
+        return node
 
     @staticmethod
     def client(zone):
