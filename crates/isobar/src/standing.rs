@@ -118,7 +118,7 @@ fn wrong(seen: &Seen<'_>, image: &Image) -> Vec<String> {
         );
     }
     wrong.extend(wrong_clocks(seen));
-    wrong.extend(lacking_copies(seen));
+    wrong.extend(lacking_copies(seen, image));
     wrong
 }
 
@@ -138,14 +138,18 @@ fn wrong_clocks(seen: &Seen<'_>) -> Vec<String> {
     .collect()
 }
 
-/// Each node with a replica sees for itself what lacks a copy; who sees most has looked last.
-fn lacking_copies(seen: &Seen<'_>) -> Option<String> {
-    let chunks = seen.said.values().map(|about| about.lacking_chunks).max().filter(|chunks| *chunks > 0)?;
-    Some(format!(
-        "{chunks} WAL chunks that are not uploaded yet have lost a copy: nothing is missing, but another lost disk may take them. They \
-         are copied as soon as a node with the role wal that has none of them is there: start the one that is down, or one more; \
-         and see why the store takes no uploads"
-    ))
+/// What metadata knows to be lost counts at once; of replicas that are only silent each node with one judges for itself, later, and
+/// who sees most has looked last.
+fn lacking_copies(seen: &Seen<'_>, image: &Image) -> Option<String> {
+    let told = seen.said.values().map(|about| about.lacking_chunks);
+    let chunks = told.fold(image.lacking_chunks() as u64, u64::max);
+    (chunks > 0).then(|| {
+        format!(
+            "{chunks} WAL chunks that are not uploaded yet have lost a copy: nothing is missing, but another lost disk may take them. \
+             They are uploaded within seconds. If not, see why the store takes none; they are copied then, as soon as a node with the \
+             role wal that has none of them is there: start the one that is down, or one more"
+        )
+    })
 }
 
 fn wrong_with(member: &MemberInfo, seen: &Seen<'_>, image: &Image) -> Option<String> {
@@ -219,8 +223,10 @@ mod tests {
             BTreeMap::from([(1, about(lacking[0])), (2, about(lacking[1]))])
         };
         let leader = Leader::default();
+        let format = ClusterFormat::dev("c".to_owned(), "s".to_owned());
+        let image = StateMachine::new(format).image();
         let told = |said: BTreeMap<u64, About>| {
-            lacking_copies(&Seen { me: 1, members: &[], leader: &leader, said: &said })
+            lacking_copies(&Seen { me: 1, members: &[], leader: &leader, said: &said }, &image)
         };
         assert_eq!(told(said([0, 0])), None);
         let words = told(said([3, 4])).unwrap();

@@ -189,11 +189,16 @@ fn a_lost_directory_is_removed_though_chunks_name_it() {
     let topic = rig.topic(session, "t", 1);
     rig.commit((session, stream), (topic, 0), vec![plain(0, 1)]);
     rig.control(session, Command::CloseStream(CloseStream { stream }));
+    assert_eq!(rig.machine.view().lacking_chunks(), 0);
     let lost = UpdateDirectory { directory, state: DirectoryState::Removed as i32, lost: true };
     assert!(
         matches!(rig.leader(Command::UpdateDirectory(lost)), CommandResult::Done(o) if o.error_code == 0)
     );
     assert!(!rig.machine.view().stream(stream).unwrap().is_garbage(1), "another replica may have it");
+    assert_eq!(rig.machine.view().lacking_chunks(), 1);
+    let object = rig.objects(session, 1);
+    rig.upload(session, object, StoreId(1), vec![run_of(topic, 0, 0, 0)]);
+    assert_eq!(rig.machine.view().lacking_chunks(), 0);
 }
 
 #[test]
