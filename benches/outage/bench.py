@@ -29,20 +29,20 @@ from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
 from results import described, say, table  # noqa: E402
 
 LOAD, GENERATOR = os.environ["LOAD"], os.environ["RDKAFKA_PERFORMANCE"]
-TOPIC, PARTITIONS, RECORD_BYTES = "outage", 12, 1024
+TOPIC, PARTITIONS = "outage", 12
+# What a reader in Python keeps up with, beside all that runs here.
+AT_THE_TAIL = range(3)
 PRODUCER = ["enable.idempotence=true", "acks=all", "linger.ms=5", "queue.buffering.max.messages=1000000"]
-# What versitygw keeps of each byte, and the WALs of three nodes.
-COPIES_AWAY = 3
 
 
 class Tail:
     """Reads at the end of the log all the time: how old records are when they come, and whether each offset follows the last."""
 
-    def __init__(self, cluster):
+    def __init__(self, cluster, partitions):
         self.consumer = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "tail", "enable.auto.commit": False,
                                   "auto.offset.reset": "earliest", "fetch.wait.max.ms": 100})
-        self.consumer.assign([TopicPartition(TOPIC, p, 0) for p in range(PARTITIONS)])
-        self.next, self.ages_ms, self.gap_s, self.holes, self.last = [0] * PARTITIONS, [], 0.0, 0, time.monotonic()
+        self.consumer.assign([TopicPartition(TOPIC, p, 0) for p in partitions])
+        self.next, self.ages_ms, self.gap_s, self.holes, self.last = dict.fromkeys(partitions, 0), [], 0.0, 0, time.monotonic()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -72,7 +72,10 @@ class Tail:
         return {"read_p50_ms": ages[len(ages) // 2], "read_p99_ms": ages[int(0.99 * len(ages))], "read_gap_s": self.gap_s}
 
     def count(self):
-        return sum(self.next)
+        return sum(self.next.values())
+
+    def is_at_the_end(self):
+        return all(self.consumer.get_watermark_offsets(TopicPartition(TOPIC, p), timeout=30)[1] == n for p, n in self.next.items())
 
     def close(self):
         self.ended.set()
@@ -103,8 +106,9 @@ class Run:
 
     def limit_mb_s(self):
         """What two producers with batches get through."""
-        count = int(self.options.limit_gib * 2**30 / RECORD_BYTES / 2)
-        command = [GENERATOR, "-P", "-t", TOPIC, "-s", str(RECORD_BYTES), "-c", str(count), "-b", self.cluster.bootstrap, "-a", "-1", "-q"]
+        size = self.options.record_bytes
+        count = int(self.options.limit_gib * 2**30 / size / 2)
+        command = [GENERATOR, "-P", "-t", TOPIC, "-s", str(size), "-c", str(count), "-b", self.cluster.bootstrap, "-a", "-1", "-q"]
         for pair in PRODUCER:
             if not pair.startswith("acks"):
                 command += ["-X", pair]
@@ -114,11 +118,12 @@ class Run:
             if producer.wait(900) != 0:
                 raise RuntimeError("a producer failed")
         self.sent += 2 * count
-        return 2 * count * RECORD_BYTES / (time.monotonic() - began) / 1e6
+        return 2 * count * size / (time.monotonic() - began) / 1e6
 
     def slice(self, phase, mb_s, seconds, tail):
         tail.begin()
-        command = [LOAD, "latency", self.cluster.bootstrap, TOPIC, str(PARTITIONS), str(mb_s * 1e6), str(RECORD_BYTES), str(seconds), *PRODUCER]
+        command = [LOAD, "latency", self.cluster.bootstrap, TOPIC, str(PARTITIONS), str(mb_s * 1e6),
+                   str(self.options.record_bytes), str(seconds), *PRODUCER]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300, check=False, preexec_fn=die_with_parent)
         if done.returncode != 0:
             raise RuntimeError(f"{phase}: {done.stdout[-500:]}{done.stderr[-500:]}")
@@ -166,42 +171,33 @@ class Run:
         found["limit_mb_s"] = limit = self.limit_mb_s()
         say(f"write limit {limit:.0f} MB/s")
         found["caught_up_first_s"] = self.caught_up()
-        # Nodes keep what waits three times, and the store the rest once.
-        slow = min(limit / 2, self.free_bytes() / (COPIES_AWAY * o.away_s + 2 * o.away_s) / 1e6)
-        tail = Tail(self.cluster)
-        while tail.count() < self.sent:
+        # What waits lies on three nodes, then on two; all of it comes to the store, and what is sent before and after.
+        part, others_s = o.lost_after / 100, (3 * o.before + 2) * o.slice_s
+        can_hold = self.free_bytes() / ((3 * part + 2 * (1 - part) + 1) * o.away_s + others_s) / 1e6
+        found["rate_mb_s"] = rate = min(limit / 2, can_hold)
+        tail = Tail(self.cluster, AT_THE_TAIL)
+        while not tail.is_at_the_end():
             time.sleep(0.2)
         for _ in range(o.before):
-            self.slice("before", slow, o.slice_s, tail)
+            self.slice("before", rate, o.slice_s, tail)
         proxy.set(stopped_s=1e6)
         lost = self.cluster.nodes[2]
         for number in range(o.away_s // o.slice_s):
-            if number == o.away_s // o.slice_s * 3 // 10:
+            if number == o.away_s // o.slice_s * o.lost_after // 100:
                 self.lose(lost)
                 say("a node is lost")
-            self.slice("store away" + (", a node lost" if not lost.alive else ""), slow, o.slice_s, tail)
+            self.slice("store away" + (", a node lost" if not lost.alive else ""), rate, o.slice_s, tail)
         found["most_waiting_gib"] = self.waiting_bytes() / 2**30
         proxy.set()
         began = time.monotonic()
-        self.slice("catching up", slow, o.slice_s, tail)
+        self.slice("catching up", rate, o.slice_s, tail)
         found["caught_up_s"] = time.monotonic() - began + self.caught_up()
         found["replaced_s"] = self.replace(lost)
         for _ in range(o.before):
-            self.slice("after", slow, o.slice_s, tail)
-        fast = limit / 2
-        self.slice("before, half the limit", fast, o.slice_s, tail)
-        # The slice after it fills the WAL as well.
-        short_s = min(o.half_s, self.free_bytes() / (COPIES_AWAY * fast * 1e6) - 2 * o.slice_s)
-        proxy.set(stopped_s=1e6)
-        for _ in range(max(1, int(short_s / o.slice_s))):
-            self.slice("store away, half the limit", fast, o.slice_s, tail)
-        proxy.set()
-        began = time.monotonic()
-        self.slice("catching up, half the limit", fast, o.slice_s, tail)
-        found["caught_up_half_s"] = time.monotonic() - began + self.caught_up()
+            self.slice("after", rate, o.slice_s, tail)
         proxy.set(storm=0.9)
         for _ in range(o.before):
-            self.slice("nine of ten requests answered by 503", slow, o.slice_s, tail)
+            self.slice("nine of ten requests answered by 503", rate, o.slice_s, tail)
         proxy.set()
         found["caught_up_storm_s"] = self.caught_up()
         found |= self.judge(tail)
@@ -210,24 +206,26 @@ class Run:
     def judge(self, tail):
         """Whether everything that was acknowledged is there, once, by the counts; the tail reader saw each offset in turn."""
         deadline = time.monotonic() + 120
-        while tail.count() < self.sent and time.monotonic() < deadline:
+        while not (ended := tail.is_at_the_end()) and time.monotonic() < deadline:
             time.sleep(0.2)
         tail.close()
         say("reading everything again, from the store")
-        again, got, began = Tail(self.cluster), 0, time.monotonic()
+        again, got, began = Tail(self.cluster, range(PARTITIONS)), 0, time.monotonic()
         while again.count() < self.sent and time.monotonic() - began < 1800:
             if again.count() == got and time.monotonic() - again.last > 60:
                 break
             got = again.count()
             time.sleep(1)
         again.close()
-        return {"sent": self.sent, "read_at_the_tail": tail.count(), "read_again": again.count(), "holes": tail.holes + again.holes}
+        return {"sent": self.sent, "tail_ended": ended, "read_again": again.count(), "holes": tail.holes + again.holes}
 
 
 def report(options, run, found):
     lines = ["# The store is away", "", f"Written by `benches/outage/run.sh {' '.join(sys.argv[1:])}`.".replace(" `.", "`."), "", *options.described, ""]
-    lines += [f"The write limit, two producers with batches: {found['limit_mb_s']:.0f} MB/s. The ten minutes are at the rate whose WAL (three"
-              " replicas of every byte) this machine's disk can hold; half the limit for as long as it can.", ""]
+    half = found["limit_mb_s"] / 2
+    lines += [f"The write limit, two producers with batches of {options.record_bytes}-byte records: {found['limit_mb_s']:.0f} MB/s. The store is"
+              f" away for {options.away_s} s at " + ("half of it" if found["rate_mb_s"] >= half else
+              f"{found['rate_mb_s']:.0f} MB/s, which is what this machine's disk can hold of three copies") + ".", ""]
     rows, phases = [], list(dict.fromkeys(row["phase"] for row in run.slices))
     for phase in phases:
         got = [row for row in run.slices if row["phase"] == phase]
@@ -238,19 +236,21 @@ def report(options, run, found):
     lines += table([f"phase, in slices of {options.slice_s} s", "slices", "MB/s asked", "got", "ack p50, ms", "p99", "read p50, ms", "p99",
                     "worst ack, ms", "longest gap of the reader, s", "most that waited, GiB"], rows)
     lines += ["Medians of the slices. A read's age is from the client's timestamp of the record to its arrival at the consumer.", "",
-              f"- Caught up {found['caught_up_s']:.0f} s after the ten minutes, {found['caught_up_half_s']:.0f} s after those at half the limit,"
-              f" {found['caught_up_storm_s']:.0f} s after the storm, with writers going on for the first {options.slice_s} s.",
+              f"- Caught up {found['caught_up_s']:.0f} s after the outage and {found['caught_up_storm_s']:.0f} s after the storm; writers went on for"
+              f" the first {options.slice_s} s of the former.",
               f"- The lost node was back, with an empty disk and by `isobar cluster replace`, after {found['replaced_s']:.0f} s.",
-              f"- Records acknowledged {found['sent']}, read at the tail {found['read_at_the_tail']}, read again at the end"
-              f" {found['read_again']}; offsets that did not follow the last: {found['holes']}.", ""]
+              f"- Records acknowledged {found['sent']}, read again at the end {found['read_again']}; the reader at the tail "
+              + ("came to the end" if found["tail_ended"] else "did not come to the end")
+              + f"; offsets that did not follow the last: {found['holes']}.", ""]
     return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description="The store away while clients write and read, and a node lost for good meanwhile.")
-    parser.add_argument("--away-s", type=int, default=600, help="the long outage")
-    parser.add_argument("--half-s", type=int, default=60, help="the one at half the write limit")
+    parser.add_argument("--away-s", type=int, default=600, help="the outage")
+    parser.add_argument("--lost-after", type=int, default=30, help="a node is lost for good then, in percent of the outage")
     parser.add_argument("--slice-s", type=int, default=30)
+    parser.add_argument("--record-bytes", type=int, default=256, help="small ones have a limit whose outage a common disk can hold")
     parser.add_argument("--before", type=int, default=3, help="slices before, after and in the storm")
     parser.add_argument("--limit-gib", type=float, default=2.0, help="sent to find the write limit")
     parser.add_argument("--wal-gib", type=float, default=24.0, help="wal.max_disk of each node")
@@ -259,15 +259,15 @@ def main():
     parser.add_argument("--out", help="results file; results.md beside this file for a full run")
     options = parser.parse_args()
     if options.short:
-        options.away_s, options.half_s, options.slice_s, options.before, options.limit_gib = 40, 10, 10, 1, 0.2
+        options.away_s, options.slice_s, options.before, options.limit_gib = 40, 10, 1, 0.2
     if why := net.missing():
         sys.exit(f"nodes cannot have networks of their own here: {why}")
     net.enter_own()
     out = pathlib.Path(options.out or ("/tmp/isobar-bench-outage.md" if options.short else REPO / "benches/outage/results.md"))
     options.described = described("`isobar cluster init` with three nodes, wal.max_disk raised, else defaults; "
                                   f"store: versitygw {os.environ.get('VERSITYGW_VERSION', '')} on the same machine",
-                                  "Producer: librdkafka 2.12.1 in an open loop, 1 KiB records, twelve partitions, "
-                                  + ", ".join(f"`{pair}`" for pair in PRODUCER[:3]) + "; one consumer of everything in Python")
+                                  "Producer: librdkafka 2.12.1 in an open loop, twelve partitions, "
+                                  + ", ".join(f"`{pair}`" for pair in PRODUCER[:3]) + "; one consumer of three of the partitions, in Python")
     work, run = pathlib.Path(tempfile.mkdtemp(prefix="isobar-bench-", dir=options.work)), None
     try:
         run = Run(options, work)
