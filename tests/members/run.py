@@ -2,11 +2,12 @@
 
     ISOBAR_BIN=… python tests/members/run.py [PART OF A NAME…]
 
-Every step is the command that docs/operations.md names. Needs confluent-kafka.
+Every step is the command that docs/operations.md names. Needs confluent-kafka, and what tests/clients/java does.
 """
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -21,7 +22,7 @@ import urllib.request
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1] / "chaos"), str(HERE.parent / "lib")]
 
-from broker import free_ports  # noqa: E402
+from broker import die_with_parent, free_ports  # noqa: E402
 from cases import case, equal, run  # noqa: E402
 from cluster import BINARY, Node  # noqa: E402
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition  # noqa: E402
@@ -269,6 +270,34 @@ def a_lost_directory_is_replaced_with_one_command():
             m.check()
             node.start()
             m.wait_whole()
+
+
+@case
+def java_clients_feel_no_death():
+    with members() as m:
+        nodes = [m.node(n) for n in (1, 2, 3)]
+        m.begin(*nodes)
+        m.create_topic()
+        java = subprocess.Popen([HERE.parent / "clients/java/run.sh", m.bootstrap(), TOPIC], env=os.environ | {"MAIN": "Alive"},
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+        try:
+            equal(java.stdout.readline(), "ready\n", "what it says first")
+            for node in nodes:
+                m.kill(node)
+                # Until it is fenced, and longer: groups find their coordinator, lanes their streams.
+                time.sleep(8)
+                node.start()
+                m.wait_whole()
+            leader = next(line["id"] for line in m.standing(nodes[0])[1].values() if line["metadata"] == "leader")
+            m.stop(m.nodes[leader])
+            m.nodes[leader].start()
+            m.wait_whole()
+            said = java.communicate(timeout=180)[0]
+        finally:
+            java.kill()
+            java.wait()
+        print(said, end="")
+        assert re.match(r"[1-9]\d{3,} records; ", said), said
 
 
 @case

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Apache's Java client, with its Admin, against the broker at $BOOTSTRAP (tests/lib/broker.py sets it); arguments choose
-# cases by name.
+# cases by name. MAIN=Alive is another program of the same client, for tests/members.
 . "$(dirname "$0")/../../lib/common.sh"
 here=$REPO/tests/clients/java
 debian javac=openjdk-17-jdk-headless
@@ -10,4 +10,4 @@ if [ ! -f "$classes/Main.class" ]; then
     mkdir -p "$classes"
     javac -Xlint:all,-serial -Werror -cp "$jars/*" -d "$classes" "$here"/src/*.java
 fi
-exec java -Xmx512m -Dorg.slf4j.simpleLogger.defaultLogLevel=error -cp "$classes:$jars/*" Main "$@"
+exec java -Xmx512m -Dorg.slf4j.simpleLogger.defaultLogLevel=error -cp "$classes:$jars/*" "${MAIN:-Main}" "$@"
