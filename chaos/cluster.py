@@ -39,6 +39,11 @@ LOOP_SET_STATUS64, LOOP_GET_STATUS64 = 0x4C04, 0x4C05
 LOOP_INFO, LOOP_SIZELIMIT = struct.Struct("=5Q4I64s64s32s2Q"), 4
 
 
+def zone_of(node_id, roles):
+    """Nodes take turns; those that are brokers only share one, and so what they have of the store."""
+    return "zone-1" if tuple(roles) == ("broker",) else f"zone-{(node_id - 1) % 3 + 1}"
+
+
 class Died(Exception):
     """A node ended that nobody had ended."""
 
@@ -214,7 +219,7 @@ class Cluster:
         url = self.store.url if self.store else f"file://{directory}/bucket"
         init = [binary, "cluster", "init", "--store", url, "--out", str(directory)]
         for n, roles in zip(ids, layout):
-            init += ["--node", f"{n}@{rpc[n - 1]}", "--zone", f"zone-{(n - 1) % 3 + 1}"]
+            init += ["--node", f"{n}@{rpc[n - 1]}", "--zone", zone_of(n, roles)]
             # A binary of before there were roles has all of them.
             init += ["--roles", ",".join(roles)] if roles != ROLES else []
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
@@ -233,7 +238,7 @@ class Cluster:
     @property
     def zones(self):
         """Those of the brokers."""
-        return tuple(f"zone-{(node.id - 1) % 3 + 1}" for node in self.having("broker"))
+        return tuple(sorted({zone_of(node.id, node.roles) for node in self.having("broker")}))
 
     @property
     def bootstrap(self):

@@ -301,6 +301,26 @@ def java_clients_feel_no_death():
 
 
 @case
+def brokers_of_a_zone_share_a_cache():
+    with members() as m:
+        nodes = [m.node(n, zone="zone-1") for n in (1, 2, 3)]
+        m.begin(*nodes)
+        m.create_topic()
+        m.send(4000)
+        # With an empty cache, and nothing in the WAL.
+        for node in nodes:
+            m.stop(node)
+            node.start()
+            m.wait_whole()
+        m.check()
+        served, missed, failed = (sum(m.metric(node, f"isobar_cache_zone_{name}_total") for node in nodes)
+                                  for name in ("served_blocks", "blocks", "failures"))
+        # Four partitions lie in each object, and their readers' brokers are not all one.
+        assert served > 0, "no block came from another broker"
+        equal((missed, failed), (served, 0), "blocks that came from others, and failures")
+
+
+@case
 def a_node_is_drained_and_removed():
     with members() as m:
         nodes = [m.node(n) for n in (1, 2, 3)]

@@ -71,6 +71,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const SAY_EVERY: u32 = 50;
 const FENCED: &str =
     "this broker's session was fenced: it was not heard of in time, or another process of its name has come";
+/// The feature level of sessions that say where other nodes reach the broker.
+const RPC_LEVEL: u32 = 5;
 /// How long a stopping broker waits for its connections to be answered.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -126,6 +128,8 @@ pub struct Parts {
     pub objects: ObjectReader,
     /// The store that this broker's objects go to.
     pub home_store: StoreId,
+    /// Where other nodes reach this one; empty: there are none.
+    pub rpc_address: String,
     /// The broker's metrics, registered by the caller.
     pub metrics: Arc<Metrics>,
     /// Told which nodes are heard.
@@ -217,7 +221,7 @@ impl RunningBroker {
         let listen_failed = |source| BrokerError::Listen { addr: options.listen.clone(), source };
         let listener = host.listen(&options.listen).await.map_err(listen_failed)?;
         let local_addr = listener.local_addr().map_err(listen_failed)?;
-        let registration = registration(host, &options, local_addr, parts.home_store, parts.directory)?;
+        let registration = registration(host, &options, local_addr, &parts)?;
         let (tell_over, over) = watch::channel(None);
         let known: Arc<OnceLock<SessionId>> = Arc::default();
         let following = Following {
@@ -477,8 +481,7 @@ fn registration(
     host: &Host,
     options: &Options,
     local_addr: SocketAddr,
-    home_store: StoreId,
-    directory: Option<DirectoryId>,
+    parts: &Parts,
 ) -> Result<RegisterSession, BrokerError> {
     let (advertised_host, port) = match &options.advertise {
         Some(addr) => split_host_port(addr)?,
@@ -493,9 +496,13 @@ fn registration(
         cloud: String::new(),
         region: String::new(),
         zone: options.rack.clone().unwrap_or_default(),
-        home_store,
-        directory,
+        home_store: parts.home_store,
+        directory: parts.directory,
         feature_level: isobar_metadata::command::FEATURE_LEVEL,
+        rpc: match parts.image.with(Image::feature_level) {
+            ..RPC_LEVEL => String::new(),
+            _ => parts.rpc_address.clone(),
+        },
     })
 }
 

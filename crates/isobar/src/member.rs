@@ -102,7 +102,12 @@ impl ClusterOptions {
         !self.voters.is_empty()
     }
 
-    /// Where others reach a node.
+    /// Where others reach this node, if there are others.
+    pub(crate) fn own_address(&self, node_id: u64) -> Option<&str> {
+        self.address_of(node_id).or(self.listen.as_deref()).filter(|_| self.is_member())
+    }
+
+    /// Where others reach one of the first voters.
     pub(crate) fn address_of(&self, node_id: u64) -> Option<&str> {
         self.voters.iter().find(|(id, _)| *id == node_id).map(|(_, address)| address.as_str())
     }
@@ -161,8 +166,7 @@ pub(crate) async fn join(
         let theirs = format_of_the_others(&membership, node_id, cluster).await;
         quorum.format = Some(theirs.unwrap_or_else(|| new_format(cluster.id.clone(), cluster.voters.len())));
     }
-    let own = cluster.address_of(node_id).or(cluster.listen.as_deref());
-    quorum.address = own.unwrap_or_default().to_owned();
+    quorum.address = cluster.own_address(node_id).unwrap_or_default().to_owned();
     quorum.network = Some(RaftNetwork::new(rpc.clone()));
     quorum.initial_voters.clone_from(&cluster.voters);
     quorum.may_vote = options.roles.metadata;
@@ -474,6 +478,10 @@ impl Member {
             tell_over,
         };
         (member, Writing { wal: Arc::new(wal), ensembles: Arc::new(ensembles) })
+    }
+
+    pub(crate) fn rpc(&self) -> Rpc {
+        self.rpc.clone()
     }
 
     /// Told which nodes are heard.

@@ -225,17 +225,24 @@ impl Membership {
         }
     }
 
-    /// What each member says of itself, this one too; who does not answer soon is not there.
+    /// What each member and each broker that observes says of itself, this node too; who does not answer soon is not there.
     pub(crate) async fn about_all(&self) -> BTreeMap<u64, About> {
         let Some(quorum) = self.inner.quorum.get() else { return BTreeMap::new() };
         let me = quorum.node_id();
-        let asked = quorum.membership().into_iter().map(|member| async move {
-            if member.id == me {
+        let image = quorum.subscribe().0;
+        let brokers = image.brokers().into_iter().filter(|session| !session.rpc.is_empty());
+        let brokers =
+            brokers.filter_map(|session| Some((u64::try_from(session.node_id).ok()?, session.rpc.clone())));
+        let mut nodes: BTreeMap<u64, String> = brokers.collect();
+        nodes.extend(quorum.membership().into_iter().map(|member| (member.id, member.address)));
+        nodes.entry(me).or_default();
+        let asked = nodes.into_iter().map(|(id, address)| async move {
+            if id == me {
                 return Some((me, self.about()));
             }
-            let asking = self.ask_about(member.id, &member.address);
+            let asking = self.ask_about(id, &address);
             let answer = tokio::time::timeout(STATUS_PATIENCE, asking).await;
-            answer.ok()?.ok().map(|about| (member.id, about))
+            answer.ok()?.ok().map(|about| (id, about))
         });
         join_all(asked).await.into_iter().flatten().collect()
     }

@@ -328,6 +328,7 @@ impl Node {
                     store_metrics: store_metrics.clone(),
                     guard,
                     doubts: member.as_ref().map(Member::doubts).unwrap_or_default(),
+                    rpc: member.as_ref().map(Member::rpc),
                     on_registered: member
                         .as_ref()
                         .map_or_else(|| Box::new(|_| ()) as _, |member| member.keeper(host)),
@@ -405,6 +406,11 @@ impl Node {
     /// Requests sent to the store so far, by operation.
     pub fn store_requests(&self, operation: &'static str) -> u64 {
         self.store_metrics.requests_of(STORE_NAME, operation)
+    }
+
+    /// Blocks of objects that came from other brokers of the zone so far.
+    pub fn zone_blocks(&self) -> u64 {
+        self.store_metrics.zone_blocks.get()
     }
 
     /// Waits until all that was acknowledged lies in the store, or `patience` has ended.

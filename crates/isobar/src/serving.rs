@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use isobar_broker::{Doubts, Ensembles, LiveImage, Metrics, Parts, RunningBroker};
 use isobar_host::Host;
+use isobar_metadata::record::{SessionRecord, SessionState};
 use isobar_metadata::{DirectoryId, SessionId};
 use isobar_raft::{EffectStream, Quorum};
+use isobar_rpc::Rpc;
 use isobar_store::fsck::FsckParts;
 use isobar_store::{
     BlockCache, Bucket, ClaimGuard, Class, Deleter, DiskCache, DiskCacheOptions, IndexReader, MemoryCache,
-    ObjectReader, Proposer, StoreMetrics, Uploader, UploaderOptions, UploaderParts,
+    Neighbours, ObjectReader, Proposer, StoreMetrics, Uploader, UploaderOptions, UploaderParts, Zone,
 };
 use isobar_wal::Wal;
 use prometheus_client::registry::Registry;
@@ -45,6 +47,8 @@ pub(crate) struct ServingParts {
     pub(crate) store_metrics: StoreMetrics,
     pub(crate) guard: ClaimGuard,
     pub(crate) doubts: Arc<Doubts>,
+    /// Of a node of a cluster.
+    pub(crate) rpc: Option<Rpc>,
     pub(crate) on_registered: Box<dyn Fn(SessionId) + Send + Sync>,
 }
 
@@ -67,13 +71,21 @@ impl Serving {
     ) -> Result<Self, NodeError> {
         let ServingParts { quorum, image, metrics, bucket, store_metrics, writing, .. } = parts;
         metrics.register(registry);
-        let memory = MemoryCache::new(host, options.cache_bytes, store_metrics);
+        let memory = MemoryCache::new(host, options.cache_bytes, store_metrics.clone());
         let disk_cache = start_disk_cache(host, options, &memory, &quorum.cluster().cluster_id, &bucket);
         let cache: Arc<dyn BlockCache> = match &disk_cache {
             Some(cache) => Arc::new(cache.clone()),
             None => Arc::new(memory),
         };
-        let objects = ObjectReader::new(bucket.clone(), cache);
+        let mut objects = ObjectReader::new(bucket.clone(), cache);
+        if let (Some(rpc), Some(rack)) =
+            (parts.rpc, options.broker.rack.clone().filter(|rack| !rack.is_empty()))
+        {
+            let neighbours = ZoneBrokers { image: Arc::clone(&image), me: rpc.node_id(), zone: rack };
+            objects = objects.in_zone(host, &Zone::new(rpc, Arc::new(neighbours), store_metrics));
+        }
+        let own_address = u64::try_from(options.broker.node_id).ok();
+        let own_address = own_address.and_then(|id| options.cluster.own_address(id));
         let index = IndexReader::new(objects.clone());
         let uploader: Arc<OnceLock<Uploader>> = Arc::default();
         let nudged = Arc::clone(&uploader);
@@ -85,6 +97,7 @@ impl Serving {
             ensembles: writing.ensembles,
             objects,
             home_store: STORE,
+            rpc_address: own_address.unwrap_or_default().to_owned(),
             metrics,
             doubts: parts.doubts,
             on_appended: Arc::new(move |bytes| {
@@ -124,6 +137,28 @@ impl Serving {
         if let Some(cache) = &self.disk_cache {
             cache.close().await;
         }
+    }
+}
+
+/// Those that share blocks of objects with this broker.
+struct ZoneBrokers {
+    image: Arc<LiveImage>,
+    me: i32,
+    zone: String,
+}
+
+impl Neighbours for ZoneBrokers {
+    fn others(&self) -> Vec<(i32, String)> {
+        let is_near = |session: &&Arc<SessionRecord>| {
+            session.zone == self.zone
+                && session.node_id != self.me
+                && session.state == SessionState::Live as i32
+                && !session.rpc.is_empty()
+        };
+        self.image.with(|image| {
+            let near = image.brokers().into_iter().filter(is_near);
+            near.map(|session| (session.node_id, session.rpc.clone())).collect()
+        })
     }
 }
 

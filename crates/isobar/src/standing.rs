@@ -32,9 +32,10 @@ pub(crate) fn standing(seen: &Seen<'_>, image: &Image) -> Value {
         let member = seen.members.iter().find(|member| member.id == *id);
         let session = brokers.iter().find(|session| is_of(session.node_id, *id));
         let directories: Vec<_> = image.directories().filter(|of| is_of(of.node_id, *id)).collect();
+        let of_observer = session.map(|session| session.rpc.as_str()).filter(|rpc| !rpc.is_empty());
         json!({
             "id": id,
-            "address": member.map(|member| member.address.as_str()),
+            "address": member.map(|member| member.address.as_str()).or(of_observer),
             "metadata": match member {
                 Some(member) if seen.leader.id == Some(member.id) => Some("leader"),
                 Some(member) if member.is_voter => Some("voter"),

@@ -25,7 +25,8 @@ pub const ENTRY_VERSION: u32 = 1;
 ///
 /// 1: what issue 3 built. 2: soft delete, retention, the durability class `object`, compaction, index objects, archive.
 /// 3: WAL directories are drained and removed. 4: a closed stream gets another replica for one that is lost.
-pub const FEATURE_LEVEL: u32 = 4;
+/// 5: sessions say where other nodes reach the broker.
+pub const FEATURE_LEVEL: u32 = 5;
 /// The largest encoded [`Entry`], in bytes.
 pub const MAX_ENTRY_BYTES: usize = 1 << 20;
 /// The most batches that one [`CommitChunk`] may sequence: with so many, each in a partition of its own and every number

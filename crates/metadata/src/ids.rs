@@ -295,7 +295,7 @@ pub fn shard_of(key: PartitionKey, shards: u32) -> u32 {
 }
 
 /// The 64-bit finalizer of MurmurHash3 (Appleby, public domain): every input bit reaches every output bit.
-pub(crate) const fn mix64(mut h: u64) -> u64 {
+pub const fn mix64(mut h: u64) -> u64 {
     h ^= h >> 33;
     h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
     h ^= h >> 33;

@@ -377,7 +377,8 @@ impl Image {
     }
     /// Chunks that are not uploaded yet, of streams that name a directory that was taken out though it may have had them.
     pub fn lacking_chunks(&self) -> usize {
-        let is_out = |id: &DirectoryId| self.directories.get(id).is_none_or(|directory| directory.is_removed());
+        let is_out =
+            |id: &DirectoryId| self.directories.get(id).is_none_or(|directory| directory.is_removed());
         let lacking = self.streams.values().filter(|stream| stream.ensemble.iter().any(is_out));
         lacking.map(|stream| stream.live.len()).sum()
     }

@@ -131,6 +131,9 @@ pub struct SessionRecord {
     /// 0 while it lives.
     #[prost(int64, tag = "15")]
     pub fenced_ms: i64,
+    /// Where other nodes reach it; empty: nowhere, or it registered below feature level 5.
+    #[prost(string, tag = "16")]
+    pub rpc: String,
 }
 
 impl SessionRecord {

@@ -353,6 +353,7 @@ fn feature_of(command: &Command) -> u32 {
         | Command::ArchiveAdvanced(_) => 2,
         Command::UpdateDirectory(_) => 3,
         Command::ReplaceReplica(_) => 4,
+        Command::RegisterSession(c) if !c.rpc.is_empty() => 5,
         Command::CommitChunk(c) if c.object.is_some() => 2,
         Command::MoveLogStart(c) if c.reason != LogStartReason::DeleteRecords as i32 => 2,
         _ => 1,

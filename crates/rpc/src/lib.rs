@@ -99,6 +99,8 @@ impl ServiceId {
     pub const LIVENESS: Self = Self(4);
     /// Nodes that come and go (`crates/isobar`).
     pub const CLUSTER: Self = Self(5);
+    /// Blocks of objects, between brokers of a zone (`crates/store`).
+    pub const BLOCKS: Self = Self(6);
 }
 
 /// What is asked of which service.

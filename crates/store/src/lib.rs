@@ -40,6 +40,7 @@ mod reader;
 mod retain;
 mod upload;
 mod url;
+mod zone;
 
 pub use bucket::{Bucket, BucketHealth, BucketOptions, Created, ListedObject, PutStream, Trouble};
 pub use cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, BlockSource, MemoryCache};
@@ -63,3 +64,4 @@ pub use reader::{ObjectReader, ReadBatches, ReadObject};
 pub use retain::{Retainer, RetainerOptions, RetainerParts, plan as retain_plan};
 pub use upload::{Uploader, UploaderOptions, UploaderParts};
 pub use url::{StoreKind, StoreUrl};
+pub use zone::{Neighbours, Zone};

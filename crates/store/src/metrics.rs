@@ -120,6 +120,12 @@ pub struct StoreMetrics {
     pub cache_ahead_bytes: Counter,
     /// Bytes read ahead that left the cache before anybody asked for them.
     pub cache_unused_bytes: Counter,
+    /// Blocks that came from another broker of the zone.
+    pub zone_blocks: Counter,
+    /// Questions to another broker of the zone that were in vain.
+    pub zone_failures: Counter,
+    /// Blocks that other brokers of the zone were given.
+    pub zone_served_blocks: Counter,
     /// Blocks that came back from the local disk.
     pub disk_hits: Counter,
     /// Blocks that were not on the local disk.
@@ -168,6 +174,9 @@ impl Default for StoreMetrics {
             cache_bytes: Gauge::default(),
             cache_ahead_bytes: Counter::default(),
             cache_unused_bytes: Counter::default(),
+            zone_blocks: Counter::default(),
+            zone_failures: Counter::default(),
+            zone_served_blocks: Counter::default(),
             disk_hits: Counter::default(),
             disk_misses: Counter::default(),
             disk_written_bytes: Counter::default(),
@@ -250,6 +259,12 @@ impl StoreMetrics {
         };
         bytes("ahead", "Read ahead of sequential readers", &self.cache_ahead_bytes, cache);
         bytes("ahead_unused", "Read ahead and dropped before anybody asked", &self.cache_unused_bytes, cache);
+        let zone = "Blocks that came from another broker of the zone, not from the store";
+        cache.register("zone_blocks", zone, self.zone_blocks.clone());
+        let zone = "Questions for blocks to another broker of the zone that were in vain";
+        cache.register("zone_failures", zone, self.zone_failures.clone());
+        let zone = "Blocks that other brokers of the zone were given";
+        cache.register("zone_served_blocks", zone, self.zone_served_blocks.clone());
         bytes("disk_written", "Written to the local disk", &self.disk_written_bytes, cache);
         cache.register("disk_hits", "Blocks that came from the local disk", self.disk_hits.clone());
         cache.register("disk_misses", "Blocks that were not on the local disk", self.disk_misses.clone());

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use isobar_host::Host;
 use isobar_metadata::ids::ObjectId;
 use isobar_metadata::record::{EpochStart, Extent, ObjectLocation, epoch_at};
 use isobar_metadata::{PartitionKey, PartitionView};
@@ -28,6 +29,7 @@ use crate::ahead::{Ahead, Limits};
 use crate::cache::{BLOCK_BYTES, Block, BlockCache, BlockKey, BlockSource};
 use crate::classes::Class;
 use crate::format::object_key;
+use crate::zone::{Sources, Zone};
 use crate::{Bucket, StoreError};
 
 /// Places that are remembered.
@@ -86,8 +88,8 @@ pub struct ReadBatches {
 #[derive(Clone)]
 pub struct ObjectReader {
     bucket: Bucket,
-    tail: Arc<dyn BlockSource>,
-    catch_up: Arc<dyn BlockSource>,
+    store: Sources,
+    near: Sources,
     cache: Arc<dyn BlockCache>,
     hints: Arc<Mutex<Hints>>,
 }
@@ -179,8 +181,14 @@ impl ObjectReader {
     /// Reads from this store through this cache.
     pub fn new(bucket: Bucket, cache: Arc<dyn BlockCache>) -> Self {
         let source = |class| Arc::new(FromBucket { bucket: bucket.with_class(class) });
-        let (tail, catch_up) = (source(Class::Tail), source(Class::CatchUp));
-        Self { bucket, tail, catch_up, cache, hints: Arc::default() }
+        let store = Sources { tail: source(Class::Tail), catch_up: source(Class::CatchUp) };
+        Self { bucket, near: store.clone(), store, cache, hints: Arc::default() }
+    }
+
+    /// The same as one of a zone: asks it before the store, and serves it from the cache.
+    pub fn in_zone(self, host: &Host, zone: &Zone) -> Self {
+        zone.serve(host, Arc::clone(&self.cache), self.store.clone());
+        Self { near: self.store.near(zone), ..self }
     }
 
     /// The cache it reads through.
@@ -195,8 +203,8 @@ impl ObjectReader {
 
     /// Batches of the run from the one that holds `offset` on, as few slices as possible, each of whole batches.
     ///
-    /// Where bytes are not what was written, the blocks are fetched once more: damage on the way passes, damage in the
-    /// store does not.
+    /// Where bytes are not what was written, the blocks are fetched once more, from the store itself: damage on the way passes,
+    /// damage in the store does not.
     pub async fn read(
         &self,
         run: ReadObject,
@@ -205,7 +213,7 @@ impl ObjectReader {
     ) -> Result<ReadBatches, StoreError> {
         let hint = self.hints.lock().places.get(&(run.key, offset)).copied();
         let hint = hint.map(|place| (place, offset));
-        let mut walk = Walk::new(self, &run, hint);
+        let mut walk = Walk::new(self, &self.near, &run, hint);
         let error = match walk.read(offset, max_bytes).await {
             Err(error @ StoreError::Damaged { .. }) => error,
             other => return other,
@@ -214,7 +222,7 @@ impl ObjectReader {
         for block in std::mem::take(&mut walk.touched) {
             self.cache.evict(BlockKey { object: run.object, block });
         }
-        Walk::new(self, &run, None).read(offset, max_bytes).await
+        Walk::new(self, &self.store, &run, None).read(offset, max_bytes).await
     }
 
     /// Any bytes of an object, not checked: the caller knows their CRC.
@@ -223,7 +231,7 @@ impl ObjectReader {
         let mut position = range.start;
         while position < range.end {
             let number = u32::try_from(position / BLOCK_BYTES).unwrap_or(u32::MAX);
-            let block = self.cache.get(BlockKey { object, block: number }, &self.catch_up).await?;
+            let block = self.cache.get(BlockKey { object, block: number }, &self.store.catch_up).await?;
             let at = (position % BLOCK_BYTES) as usize;
             let wanted = (range.end - position) as usize;
             let found = block.bytes().get(at..).unwrap_or_default();
@@ -245,15 +253,12 @@ impl ObjectReader {
             self.cache.evict(BlockKey { object, block });
         }
     }
-
-    fn source(&self, class: Class) -> &Arc<dyn BlockSource> {
-        if class == Class::Tail { &self.tail } else { &self.catch_up }
-    }
 }
 
 /// One read on its way through a run.
 struct Walk<'a> {
     reader: &'a ObjectReader,
+    sources: &'a Sources,
     run: &'a ReadObject,
     position: u64,
     /// Where the batch at `position` begins.
@@ -264,7 +269,12 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(reader: &'a ObjectReader, run: &'a ReadObject, hint: Option<(Place, i64)>) -> Self {
+    fn new(
+        reader: &'a ObjectReader,
+        sources: &'a Sources,
+        run: &'a ReadObject,
+        hint: Option<(Place, i64)>,
+    ) -> Self {
         let start = run.range.start;
         let (position, next_offset, ahead) = match hint {
             Some((place, offset)) if place.object == run.object && place.run_start == start => {
@@ -273,7 +283,7 @@ impl<'a> Walk<'a> {
             Some((place, _)) => (start, run.first_offset, place.ahead.elsewhere()),
             None => (start, run.first_offset, Ahead::default()),
         };
-        Self { reader, run, position, next_offset, ahead, block: None, touched: Vec::new() }
+        Self { reader, sources, run, position, next_offset, ahead, block: None, touched: Vec::new() }
     }
 
     async fn read(&mut self, offset: i64, max_bytes: usize) -> Result<ReadBatches, StoreError> {
@@ -339,7 +349,7 @@ impl<'a> Walk<'a> {
     /// A block that the walk has not seen yet, and what is read ahead of it.
     async fn load(&mut self, number: u32) -> Result<Arc<Block>, StoreError> {
         let (reader, object) = (self.reader, self.run.object);
-        let source = reader.source(self.run.class);
+        let source = self.sources.of(self.run.class);
         let room = reader.cache.room();
         let end = self.run.range.end.div_ceil(BLOCK_BYTES);
         let limits = Limits {
@@ -421,4 +431,4 @@ impl<'a> Walk<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -41,6 +41,7 @@ pub(crate) struct Seen {
     fenced: BTreeSet<SessionId>,
     streams: BTreeMap<StreamId, (SessionId, LaneId)>,
     pub(crate) lives_over: u64,
+    pub(crate) zone_blocks: u64,
     /// Links that are not as usual.
     links: BTreeMap<(usize, usize), Link>,
 }
@@ -294,6 +295,7 @@ impl Driver {
             ("streams rolled", (self.seen.streams.len() - lanes.len()) as u64),
             ("chunks appended again", again),
             ("lives over", self.seen.lives_over),
+            ("blocks from the zone", self.seen.zone_blocks),
         ];
         for (name, count) in counts {
             *self.counters.cluster.entry(name.to_owned()).or_default() += count;

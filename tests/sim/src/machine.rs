@@ -111,6 +111,7 @@ impl Driver {
         let life = node.life.lock();
         self.counters.object_requests += life.puts + life.gets;
         self.seen.lives_over += life.lives_over;
+        self.seen.zone_blocks += life.zone_blocks;
         drop(life);
         node.armed = Armed::No;
         node.care_at = None;

@@ -90,6 +90,8 @@ pub(crate) struct Life {
     /// Requests sent to the store so far.
     pub puts: u64,
     pub gets: u64,
+    /// Blocks from other brokers of the zone.
+    pub zone_blocks: u64,
     /// A disk fault was on at some time of this life.
     pub had_disk_faults: bool,
     /// It did not start because the others had given it up by then.
@@ -114,6 +116,7 @@ impl Life {
             recovered: None,
             puts: 0,
             gets: 0,
+            zone_blocks: 0,
             had_disk_faults: false,
             was_fenced: false,
             place: None,
@@ -133,9 +136,10 @@ pub(crate) fn install(disk: &SimDisk) -> io::Result<()> {
 pub(crate) fn options(plan: &Plan, at: usize, store: Option<Store>) -> NodeOptions {
     let mut options = NodeOptions { store: store.unwrap_or(Store::Inside), ..common(&plan.node) };
     options.broker.listen = Plan::broker(at);
-    if plan.cluster.is_some() {
+    if let Some(cluster) = &plan.cluster {
+        let is_near = at >= MEMBERS && cluster.observer_is_near;
         options.broker.node_id = Plan::node_id(at);
-        options.broker.rack = Some(Plan::zone(at));
+        options.broker.rack = Some(Plan::zone(if is_near { 0 } else { at }));
         let voter = |at| (Plan::node_id(at).unsigned_abs().into(), format!("10.0.0.{}:7001", at + 1));
         options.cluster = ClusterOptions {
             id: CLUSTER_ID.to_owned(),
@@ -279,6 +283,7 @@ async fn serve(node: &Node, life: &Mutex<Life>, is_member: bool) -> Let {
             if turn % 20 == 0 {
                 life.puts = node.store_requests("put");
                 life.gets = node.store_requests("get");
+                life.zone_blocks = node.zone_blocks();
             }
             if is_member {
                 see(node, &mut life, turn % 20 == 0);

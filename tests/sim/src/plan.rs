@@ -308,7 +308,7 @@ impl Plan {
         at as i32 + 1
     }
 
-    /// Each node of a cluster is in a zone of its own.
+    /// Each node of a cluster is in a zone of its own, but for an observer that is near.
     pub(crate) fn zone(at: usize) -> String {
         format!("zone-{}", at + 1)
     }

@@ -240,6 +240,7 @@ impl Driver {
             self.retire_disk(at);
             let life = self.nodes[at].life.lock();
             self.counters.object_requests += life.puts + life.gets;
+            self.seen.zone_blocks += life.zone_blocks;
         }
         self.world.crash(CLIENTS);
         self.tell_seen();

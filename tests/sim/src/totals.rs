@@ -13,6 +13,7 @@ const FAULTS: &[&str] = &["power-cut", "kill", "crash-at-step", "crash-point", "
 
 /// What must have followed in a cluster.
 const FOLLOWED: &[&str] = &[
+    "blocks from the zone",
     "chunks appended again",
     "leader changes",
     "lives over",

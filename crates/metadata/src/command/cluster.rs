@@ -34,6 +34,9 @@ pub struct RegisterSession {
     /// The highest feature level its binary implements.
     #[prost(uint32, tag = "10")]
     pub feature_level: u32,
+    /// Where other nodes reach it (`host:port`). Empty: nowhere. Anything else needs feature level 5.
+    #[prost(string, tag = "11")]
+    pub rpc: String,
 }
 
 /// Ends a session: it can commit nothing more, its streams are closed.

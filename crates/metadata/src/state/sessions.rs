@@ -56,6 +56,7 @@ impl StateMachine {
             feature_level: c.feature_level,
             registered_ms: self.image.time_ms,
             fenced_ms: 0,
+            rpc: c.rpc.clone(),
         }));
         self.forget_long_fenced();
         self.choose_leaders();

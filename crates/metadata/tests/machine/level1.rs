@@ -60,6 +60,27 @@ fn an_old_snapshot_goes_on_with_the_old_log() {
 }
 
 #[test]
+fn sessions_say_where_they_are_reached_from_level_5_on() {
+    let mut machine = StateMachine::new(ClusterFormat { feature_level: 4, ..format() });
+    let apply = |machine: &mut StateMachine, index, command| {
+        machine.apply(index, &Entry::new(1, vec![Envelope::unnumbered(command)])).results.remove(0)
+    };
+    let life = DirectoryId::from([7; 16]);
+    let register = |rpc: &str| {
+        Command::RegisterSession(RegisterSession { node_id: 1, life, rpc: rpc.into(), ..Default::default() })
+    };
+    assert!(matches!(apply(&mut machine, 1, register("h:1")), CommandResult::Refused(_)));
+    assert!(matches!(apply(&mut machine, 2, register("")), CommandResult::Session(_)));
+    let rpc = |machine: &StateMachine| machine.view().broker(1).unwrap().rpc.clone();
+    assert_eq!(rpc(&machine), "");
+    apply(&mut machine, 3, Command::SetFeatureLevel(SetFeatureLevel { level: 5 }));
+    let another = DirectoryId::from([8; 16]);
+    let register = RegisterSession { node_id: 1, life: another, rpc: "h:1".into(), ..Default::default() };
+    assert!(matches!(apply(&mut machine, 4, Command::RegisterSession(register)), CommandResult::Session(_)));
+    assert_eq!(rpc(&machine), "h:1");
+}
+
+#[test]
 fn new_behaviour_begins_with_the_level() {
     let mut machine = StateMachine::restore(END).unwrap();
     let topic_id = machine.view().topics().next().unwrap().topic_id;

@@ -86,12 +86,9 @@ async fn uploaded(bucket: &Bucket) -> Arc<Quorum> {
         life: DirectoryId::from([100; 16]),
         host: "localhost".to_owned(),
         port: 1,
-        cloud: String::new(),
-        region: String::new(),
-        zone: String::new(),
         home_store: StoreId(1),
-        directory: None,
         feature_level: isobar_metadata::command::FEATURE_LEVEL,
+        ..RegisterSession::default()
     };
     let result = machine.unnumbered(Command::RegisterSession(command));
     let CommandResult::Session(granted) = result else { panic!("{result:?}") };

@@ -12,16 +12,16 @@ use crate::cache::MemoryCache;
 use crate::format::{ObjectBuilder, Origin};
 use crate::metrics::StoreMetrics;
 
-const OBJECT: ObjectId = ObjectId(5);
+pub(crate) const OBJECT: ObjectId = ObjectId(5);
 
-struct Setup {
+pub(crate) struct Setup {
     reader: ObjectReader,
-    store: SimBucket,
-    runs: Vec<ReadObject>,
+    pub(crate) store: SimBucket,
+    pub(crate) runs: Vec<ReadObject>,
 }
 
 /// Two runs of batches of these sizes, the second behind the first.
-async fn setup(sizes: &[usize]) -> Setup {
+pub(crate) async fn setup(sizes: &[usize]) -> Setup {
     let store = SimBucket::new(1, FaultPlan::NONE);
     let host = Host::real();
     let metrics = StoreMetrics::default();

@@ -144,12 +144,9 @@ impl Model {
             life: DirectoryId::from([100; 16]),
             host: "localhost".to_owned(),
             port: 1,
-            cloud: String::new(),
-            region: String::new(),
-            zone: String::new(),
             home_store: STORE,
-            directory: None,
             feature_level: isobar_metadata::command::FEATURE_LEVEL,
+            ..RegisterSession::default()
         };
         let CommandResult::Session(granted) =
             self.apply(Envelope::unnumbered(Command::RegisterSession(register)))

@@ -91,12 +91,9 @@ impl Quorum {
             life: DirectoryId::from([100 + life; 16]),
             host: "localhost".to_owned(),
             port: 1,
-            cloud: String::new(),
-            region: String::new(),
-            zone: String::new(),
             home_store: isobar_metadata::StoreId(1),
-            directory: None,
             feature_level: 1,
+            ..RegisterSession::default()
         };
         let result = self.apply(Envelope::unnumbered(Command::RegisterSession(register)));
         let CommandResult::Session(granted) = result else { panic!("{result:?}") };

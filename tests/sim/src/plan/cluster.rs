@@ -79,6 +79,8 @@ pub struct ClusterPlan {
     pub one_away: bool,
     /// There is a fourth node, which is a broker only.
     pub observer: bool,
+    /// It is in the first node's zone: they share the leading there, and blocks of objects.
+    pub observer_is_near: bool,
 }
 
 impl Plan {
@@ -105,7 +107,8 @@ impl Plan {
             plan.switch_every_ms = None;
         }
         let observer = Rng::new(seed ^ 0x1507_ba12_51b0_0005).percent(40);
-        plan.cluster = Some(ClusterPlan { faults, one_away, observer });
+        let observer_is_near = Rng::new(seed ^ 0x1507_ba12_51b0_0006).percent(50);
+        plan.cluster = Some(ClusterPlan { faults, one_away, observer, observer_is_near });
         plan
     }
 }

@@ -75,6 +75,7 @@ pub(crate) async fn boot_on(
         wal: wrap(wal),
         objects: ObjectReader::new(bucket, Arc::new(cache)),
         home_store: StoreId(1),
+        rpc_address: String::new(),
         metrics,
         doubts: Arc::default(),
         on_appended: Arc::new(|_| {}),
