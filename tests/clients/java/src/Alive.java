@@ -51,12 +51,12 @@ final class Alive {
         for (int n = 0; n < MEMBERS; n++) {
             members.add(started(this::consume));
         }
-        while (assigned.get() < MEMBERS) {
-            Thread.sleep(50);
+        // The first to come may have had everything for a moment.
+        int before = -1;
+        while (assigned.get() < MEMBERS || assigned.get() != before) {
+            before = assigned.get();
+            Thread.sleep(5000);
         }
-        // The first to come had everything for a moment.
-        Thread.sleep(5000);
-        int before = assigned.get();
         Thread producer = started(this::produce);
         System.out.println("ready");
         while (System.in.read() >= 0) {}
