@@ -31,10 +31,10 @@ use crate::group::tests::node::boot;
 use crate::steering::Steering;
 use crate::{Broker, RunningBroker, produce};
 
-const OTHER: i32 = 2;
+pub(crate) const OTHER: i32 = 2;
 
 /// Runs `scenario` beside a broker and a session of another one, which nobody keeps.
-fn beside_another<F: Future<Output = ()> + Send + 'static>(
+pub(crate) fn beside_another<F: Future<Output = ()> + Send + 'static>(
     scenario: impl FnOnce(Host, Arc<Broker>, SessionId) -> F + Send + 'static,
 ) {
     let mut world = World::new(5);
@@ -67,7 +67,7 @@ fn beside_another<F: Future<Output = ()> + Send + 'static>(
     assert_eq!(*ended.lock(), Some(true), "failed, or did not end");
 }
 
-async fn propose(broker: &Broker, command: Command) {
+pub(crate) async fn propose(broker: &Broker, command: Command) {
     broker.quorum.propose(Envelope::unnumbered(command)).await.unwrap();
     broker.settled().await;
 }

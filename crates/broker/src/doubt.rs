@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use isobar_metadata::record::SessionState;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
@@ -55,9 +54,7 @@ impl Doubts {
             return None;
         }
         image.with(|image| {
-            let live = |node: i32| {
-                image.broker(node).is_some_and(|session| session.state == SessionState::Live as i32)
-            };
+            let live = |node: i32| image.broker(node).is_some_and(|session| session.is_live());
             lost.iter().filter(|(node, _)| live(**node)).map(|(_, since)| *since + DOUBT).max()
         })
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use isobar_broker::{Doubts, Ensembles, LiveImage, Metrics, Parts, RunningBroker};
 use isobar_host::Host;
-use isobar_metadata::record::{SessionRecord, SessionState};
+use isobar_metadata::record::SessionRecord;
 use isobar_metadata::{DirectoryId, SessionId};
 use isobar_raft::{EffectStream, Quorum};
 use isobar_rpc::Rpc;
@@ -152,7 +152,7 @@ impl Neighbours for ZoneBrokers {
         let is_near = |session: &&Arc<SessionRecord>| {
             session.zone == self.zone
                 && session.node_id != self.me
-                && session.state == SessionState::Live as i32
+                && session.is_live()
                 && !session.rpc.is_empty()
         };
         self.image.with(|image| {

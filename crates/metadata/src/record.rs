@@ -140,6 +140,10 @@ impl SessionRecord {
     pub fn is_fenced(&self) -> bool {
         self.state == SessionState::Fenced as i32
     }
+    /// Neither fenced nor suspect nor draining.
+    pub fn is_live(&self) -> bool {
+        self.state == SessionState::Live as i32
+    }
 }
 
 /// A registered WAL directory.

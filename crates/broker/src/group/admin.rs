@@ -28,11 +28,12 @@ const GROUP_KEY: i8 = 0;
 const CLASSIC: &str = "classic";
 const CONSUMER: &str = "consumer";
 
-pub(super) fn find_coordinator(
+pub(super) async fn find_coordinator(
     broker: &Broker,
     version: i16,
     request: FindCoordinatorRequest,
 ) -> FindCoordinatorResponse {
+    broker.doubts.settled(&broker.image).await;
     let find = |key: StrBytes| broker.image.with(|image| coordinator(image, request.key_type, key));
     if version >= FIND_SEVERAL_VERSION {
         let found = request.coordinator_keys.iter().cloned().map(find);
@@ -89,7 +90,8 @@ pub(super) async fn describe(
 
 /// `None`: there is no such group.
 fn describe_one(broker: &Broker, group: &str, fresh: bool) -> Result<Option<Description>, GroupError> {
-    if let Some(description) = broker.groups.loaded_group(group).and_then(|loaded| loaded.describe().ok()) {
+    if let Some(description) = broker.groups.current(broker, group).and_then(|loaded| loaded.describe().ok())
+    {
         return Ok(Some(description));
     }
     if !fresh {
@@ -118,7 +120,7 @@ pub(super) async fn list(broker: &Arc<Broker>, request: ListGroupsRequest) -> Li
     let groups = broker.image.with(|image| {
         let ours = image.groups().filter(|group| is_ours(broker, image, &group.group));
         let listed = ours.filter_map(|group| {
-            let loaded = broker.groups.loaded_group(&group.group).and_then(|loaded| loaded.list().ok());
+            let loaded = broker.groups.slots.get(&group.group).and_then(|loaded| loaded.list().ok());
             let (state, protocol_type) = match loaded {
                 Some(loaded) => (loaded.state, loaded.protocol_type.unwrap_or_else(|| Name::from(""))),
                 None => stored(&group.record),
@@ -163,7 +165,7 @@ pub(super) async fn delete(broker: &Arc<Broker>, request: DeleteGroupsRequest) -
 }
 
 fn may_delete(broker: &Broker, group: &str, fresh: bool) -> Result<(), GroupError> {
-    if let Some(loaded) = broker.groups.loaded_group(group) {
+    if let Some(loaded) = broker.groups.current(broker, group) {
         loaded.check_delete().unwrap_or(Ok(()))?;
     }
     if !fresh {

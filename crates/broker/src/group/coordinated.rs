@@ -68,6 +68,21 @@ impl Coordinated {
         coordinated
     }
 
+    /// Does the image still have this broker as the coordinator, in this epoch? It had when the group was loaded.
+    pub(super) fn is_current(&self, broker: &Broker) -> bool {
+        let me = broker.session.id();
+        broker.image.with(|image| {
+            let known = image.group(&self.name);
+            known.is_some_and(|group| (group.coordinator, group.coordinator_epoch) == (me, self.epoch))
+        })
+    }
+
+    /// Sends everyone who waits to the coordinator that there is now.
+    pub(super) fn unload(self: &Arc<Self>, broker: &Arc<Broker>) {
+        // Gone: unloaded by someone else.
+        let _ = self.handle(broker, Event::Unload(GroupError::NotCoordinator));
+    }
+
     /// Hands over a request; its answer comes by the channel, which closes without one only when the process ends.
     pub(super) fn ask(
         self: &Arc<Self>,
@@ -147,9 +162,7 @@ impl Coordinated {
                 Action::Forget => {
                     inner.gone = true;
                     self.arm(broker, inner, None);
-                    let mine =
-                        |slot: &Arc<super::Slot>| slot.get().is_some_and(|other| Arc::ptr_eq(other, self));
-                    broker.groups.drop_slot(&self.name, mine);
+                    broker.groups.slots.remove(&self.name, self);
                 }
             }
         }

@@ -3,14 +3,15 @@
 //! **Owns** (all soft): which groups are loaded, who waits for an answer, the timers. Durable, in metadata: who coordinates a
 //! group (claim and coordinator epoch), its members, generation and assignment, its offsets.
 //!
-//! **Layout**: `slots` holds a slot for each group that is loaded or being loaded; a machine is behind its own lock, held
+//! **Layout**: [`slots`] holds a slot for each group that is loaded or being loaded; a machine is behind its own lock, held
 //! while one event is handled and never across an await. `timers` orders the groups' deadlines; one task serves them all.
 //!
 //! **Invariants**
 //! 1. A group is loaded only under this session's claim, from an image that has everything this session wrote of it: after a
 //!    claim and after each stored state the image is waited for before anyone is answered.
 //! 2. A machine whose stored state is in doubt, or that metadata calls NOT_COORDINATOR, is unloaded. If in doubt, the group is
-//!    claimed anew before it is loaded again, so that a late command of the old epoch is refused.
+//!    claimed anew before it is loaded again, so that a late command of the old epoch is refused. A machine whose epoch the
+//!    image has passed answers nothing more, heartbeats neither: another broker, or a later life, has the group.
 //! 3. "There is no such group" is said only behind a read barrier or after a claim; and a request that cannot create a
 //!    group leaves nothing behind.
 //! 4. Heartbeats never touch metadata.
@@ -28,10 +29,11 @@ mod membership;
 mod offsets;
 mod order;
 mod record;
+mod slots;
 mod upkeep;
 mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use isobar_groups::{Event, Group, GroupConfig, GroupError, Name, RequestId, Response, State};
@@ -40,26 +42,25 @@ use isobar_metadata::record::SessionRecord;
 use isobar_metadata::{Command, CommandResult, Image};
 use isobar_protocol::request::{Body, RequestHeader};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::connection::{Answer, Client};
 use crate::{BARRIER_PATIENCE, Broker, Metrics, Options};
 use coordinated::Coordinated;
+use slots::Slots;
 
 pub(crate) use upkeep::start;
 
 /// A group that is unloaded while a request looks for it is looked for again, this often.
 const LOOKUPS: usize = 3;
 
-type Slot = OnceCell<Arc<Coordinated>>;
-
 /// The groups this broker coordinates.
 pub(crate) struct Groups {
     config: Arc<GroupConfig>,
     /// Where the machines' monotonic time starts.
     epoch: Instant,
-    slots: Mutex<BTreeMap<Name, Arc<Slot>>>,
+    slots: Slots<Coordinated>,
     timers: Mutex<BTreeSet<(u64, Name)>>,
     timer_set: Notify,
     /// Groups of which a stored state is in doubt.
@@ -89,7 +90,7 @@ impl Groups {
                 ..GroupConfig::default()
             }),
             epoch: Instant::now(),
-            slots: Mutex::default(),
+            slots: Slots::default(),
             timers: Mutex::default(),
             timer_set: Notify::new(),
             doubts: Mutex::default(),
@@ -101,16 +102,11 @@ impl Groups {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Groups loaded here.
-    fn loaded(&self) -> Vec<Arc<Coordinated>> {
-        self.slots.lock().values().filter_map(|slot| slot.get().cloned()).collect()
-    }
-
     /// Counts the groups that are loaded here, by state, and their members.
     pub(crate) fn refresh_metrics(&self, metrics: &Metrics) {
         let states = [State::Empty, State::PreparingRebalance, State::CompletingRebalance, State::Stable];
         let (mut groups, mut members) = (states.map(|_| 0), 0);
-        for listed in self.loaded().iter().filter_map(|group| group.list().ok()) {
+        for listed in self.slots.loaded().iter().filter_map(|group| group.list().ok()) {
             members += i64::try_from(listed.members).unwrap_or(i64::MAX);
             if let Some(at) = states.iter().position(|state| *state == listed.state) {
                 groups[at] += 1;
@@ -122,20 +118,14 @@ impl Groups {
         metrics.group_members.set(members);
     }
 
-    fn loaded_group(&self, group: &str) -> Option<Arc<Coordinated>> {
-        self.slots.lock().get(group)?.get().cloned()
-    }
-
-    fn drop_slot(&self, group: &str, which: impl Fn(&Arc<Slot>) -> bool) {
-        let mut slots = self.slots.lock();
-        if slots.get(group).is_some_and(which) {
-            slots.remove(group);
-        }
+    /// The group's machine, if it is loaded and nobody has claimed the group since.
+    fn current(&self, broker: &Broker, group: &str) -> Option<Arc<Coordinated>> {
+        self.slots.get(group).filter(|loaded| loaded.is_current(broker))
     }
 
     /// Unloads a group that others may know more of.
     fn unload(&self, broker: &Arc<Broker>, group: &str, error: GroupError) {
-        if let Some(coordinated) = self.loaded_group(group) {
+        if let Some(coordinated) = self.slots.get(group) {
             // Gone already: then someone else has unloaded it.
             let _ = coordinated.handle(broker, Event::Unload(error));
         }
@@ -195,18 +185,14 @@ async fn find(
     if *broker.draining.borrow() || is_fenced(broker) {
         return Err(GroupError::NotCoordinator);
     }
-    if let Some(coordinated) = groups.loaded_group(group) {
+    if let Some(coordinated) = groups.current(broker, group) {
         return Ok(Some(coordinated));
     }
+    groups.unload(broker, group, GroupError::NotCoordinator);
     if if_absent != IfAbsent::Create && !exists(broker, group).await? {
         return Ok(None);
     }
-    let slot = Arc::clone(groups.slots.lock().entry(Name::from(group)).or_default());
-    let loaded = slot.get_or_try_init(|| load(broker, group)).await;
-    if loaded.is_err() {
-        groups.drop_slot(group, |other| Arc::ptr_eq(other, &slot) && !other.initialized());
-    }
-    loaded.cloned().map(Some)
+    groups.slots.get_or_load(group, async || load(broker, group).await).await.map(Some)
 }
 
 /// Has another life of this node, or the leader, ended this session? Then others may coordinate its groups by now.
@@ -275,12 +261,20 @@ async fn caught_up(broker: &Broker) -> Result<(), GroupError> {
 }
 
 /// Who coordinates a group: the live holder of its claim, else the first live broker by rendezvous hash.
+///
+/// A holder that is suspect or drains is passed over: after the metadata leader died with it, it would be the coordinator for a
+/// whole session timeout more. If it lives after all it lets the group go when it sees the other's claim. Where nobody is live,
+/// suspicion says nothing.
 fn coordinator_of<'a>(image: &'a Image, group: &str) -> Option<&'a Arc<SessionRecord>> {
     let holder = image.group(group).and_then(|group| image.session(group.coordinator));
-    if let Some(holder) = holder.filter(|session| !session.is_fenced()) {
+    let holder = holder.filter(|session| !session.is_fenced());
+    if let Some(holder) = holder.filter(|session| session.is_live()) {
         return Some(holder);
     }
-    image.brokers().into_iter().max_by_key(|session| (weight(group, session.node_id), session.node_id))
+    let by_weight = |session: &&Arc<SessionRecord>| (weight(group, session.node_id), session.node_id);
+    let brokers = image.brokers();
+    let live = brokers.iter().copied().filter(|session| session.is_live()).max_by_key(by_weight);
+    live.or(holder).or_else(|| brokers.into_iter().max_by_key(by_weight))
 }
 
 /// FNV-1a of name and node, mixed so that close nodes are far apart. The same on every broker and in every version.
@@ -301,7 +295,7 @@ pub(crate) async fn handle(
 ) -> Answer {
     match body {
         Body::FindCoordinator(body) => {
-            Answer::of(header, &admin::find_coordinator(broker, header.version, body))
+            Answer::of(header, &admin::find_coordinator(broker, header.version, body).await)
         }
         Body::JoinGroup(body) => Answer::of(header, &membership::join(broker, client, header, body).await),
         Body::SyncGroup(body) => Answer::of(header, &membership::sync(broker, body).await),

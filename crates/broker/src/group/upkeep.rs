@@ -57,9 +57,8 @@ async fn hand_over(broker: Arc<Broker>) {
 
 /// Sends everyone who waits to another coordinator.
 fn unload_all(broker: &Arc<Broker>) {
-    for group in broker.groups.loaded() {
-        // Gone: unloaded by someone else.
-        let _ = group.handle(broker, Event::Unload(GroupError::NotCoordinator));
+    for group in broker.groups.slots.loaded() {
+        group.unload(broker);
     }
 }
 
@@ -80,7 +79,7 @@ async fn timers(broker: Arc<Broker>) {
             () = due => {}
         }
         for name in take_due(&broker, groups.now()) {
-            if let Some(group) = groups.loaded_group(&name) {
+            if let Some(group) = groups.slots.get(&name) {
                 // Gone: it has no deadlines any more.
                 let _ = group.handle(&broker, Event::TimerFired);
             }
@@ -110,7 +109,16 @@ async fn take_over(broker: Arc<Broker>) {
         if is_fenced(&broker) {
             unload_all(&broker);
         }
+        unload_superseded(&broker);
         sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Nobody may wait for a coordinator that another broker has taken over from.
+fn unload_superseded(broker: &Arc<Broker>) {
+    for group in broker.groups.slots.loaded().into_iter().filter(|group| !group.is_current(broker)) {
+        tracing::info!(group = &*group.name, epoch = group.epoch, "another broker coordinates the group now");
+        group.unload(broker);
     }
 }
 
@@ -136,7 +144,7 @@ async fn take_over_orphans(broker: &Arc<Broker>) -> Result<(), GroupError> {
         let free = |name: &&String| {
             let held =
                 broker.image.with(|image| image.group(name).is_some_and(|group| group.coordinator == me));
-            !held && !broker.groups.slots.lock().contains_key(name.as_str())
+            !held && !broker.groups.slots.contains(name)
         };
         let batch: Vec<String> = batch.iter().filter(free).cloned().collect();
         if batch.is_empty() {

@@ -4,7 +4,7 @@
 use super::StateMachine;
 use crate::effect::EffectKind;
 use crate::ids::mix64;
-use crate::record::{SessionRecord, SessionState, ShardLeaders, ZoneLeader};
+use crate::record::{SessionRecord, ShardLeaders, ZoneLeader};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ impl StateMachine {
 
 fn choose<'a>(sessions: impl Iterator<Item = &'a Arc<SessionRecord>>, shards: u32) -> Vec<Vec<ZoneLeader>> {
     let mut zones: BTreeMap<&str, Vec<&SessionRecord>> = BTreeMap::new();
-    for session in sessions.filter(|session| session.state == SessionState::Live as i32) {
+    for session in sessions.filter(|session| session.is_live()) {
         // The empty zone is all brokers: for clients of zones without one.
         zones.entry("").or_default().push(session);
         if !session.zone.is_empty() {

@@ -1,5 +1,6 @@
 //! The shell over a real quorum, in the simulation: what Kafka clients see of groups, also over power cuts.
 
+mod coordinators;
 pub(crate) mod node;
 mod survival;
 
