@@ -136,8 +136,21 @@ impl Server {
     }
 }
 
+/// Lets go of the services of a transport whose runtime ends without [`crate::Rpc::stop`], as a simulated process does when it
+/// dies: services hold the transport that holds them, and would be there for ever.
+struct LetGo<'a>(&'a Shared);
+
+impl Drop for LetGo<'_> {
+    fn drop(&mut self) {
+        if !self.0.stopped.is_set() {
+            self.0.server.forget_services();
+        }
+    }
+}
+
 /// Accepts connections until the transport is stopped.
 pub(crate) async fn accept(shared: Arc<Shared>, listener: Listener) {
+    let _let_go = LetGo(&shared);
     loop {
         let accepted = tokio::select! {
             biased;
