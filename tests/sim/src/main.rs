@@ -225,6 +225,12 @@ struct Line {
     totals: Totals,
 }
 
+/// Has the work tree what its commit has not? What earlier hundreds have added to the results does not count.
+fn is_dirty(results: &Path) -> bool {
+    let others = format!(":(exclude,top){}", results.display());
+    !output("git", &["status", "--porcelain", "--untracked-files=no", "--", ":/", &others]).is_empty()
+}
+
 impl Record {
     fn open(path: &Path, cluster: bool) -> Self {
         let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -232,7 +238,7 @@ impl Record {
             path: path.to_owned(),
             cluster,
             commit: output("git", &["rev-parse", "HEAD"]),
-            dirty: !output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty(),
+            dirty: is_dirty(path),
             binary: this_binary(),
             // Lines of older formats tell of other commits.
             lines: text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
