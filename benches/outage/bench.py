@@ -5,6 +5,7 @@ number of slices; in each a producer in an open loop, beside one consumer that r
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -26,12 +27,15 @@ from broker import die_with_parent  # noqa: E402
 from cluster import Cluster  # noqa: E402
 from confluent_kafka import Consumer, TopicPartition  # noqa: E402
 from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
+from ramdisk import memory_gib, ramdisk  # noqa: E402
 from results import described, say, table  # noqa: E402
 
 LOAD, GENERATOR = os.environ["LOAD"], os.environ["RDKAFKA_PERFORMANCE"]
 TOPIC, PARTITIONS = "outage", 12
 # What a reader in Python keeps up with, beside all that runs here.
 AT_THE_TAIL = range(3)
+# More of it would leave too little for the nodes.
+ZRAM_MEMORY_GIB = 14
 PRODUCER = ["enable.idempotence=true", "acks=all", "linger.ms=5", "queue.buffering.max.messages=1000000"]
 
 
@@ -246,6 +250,25 @@ def report(options, run, found):
     return "\n".join(lines)
 
 
+def measure(options, work):
+    run = None
+    try:
+        run = Run(options, work)
+        found = run.phases()
+        if options.zram_gib:
+            say("of memory, and stands for, GiB:", *memory_gib(work))
+    except BaseException:
+        for log in sorted(work.glob("*.log")):
+            print(f"-- {log} ends:", *log.read_text(errors="replace").splitlines()[-10:], sep="\n", file=sys.stderr)
+        raise
+    finally:
+        if run:
+            run.cluster.stop()
+            run.cluster.kill()
+        shutil.rmtree(work, ignore_errors=True)
+    return report(options, run, found)
+
+
 def main():
     parser = argparse.ArgumentParser(description="The store away while clients write and read, and a node lost for good meanwhile.")
     parser.add_argument("--away-s", type=int, default=600, help="the outage")
@@ -257,6 +280,7 @@ def main():
     parser.add_argument("--wal-gib", type=float, default=24.0, help="wal.max_disk of each node")
     parser.add_argument("--short", action="store_true", help="everything once and little of it")
     parser.add_argument("--work", help="where nodes keep their data; removed at the end")
+    parser.add_argument("--zram-gib", type=int, help="keep the data on a compressed RAM disk of that size; records are of one letter")
     parser.add_argument("--out", help="results file; results.md beside this file for a full run")
     options = parser.parse_args()
     if options.short:
@@ -269,20 +293,12 @@ def main():
                                   f"store: versitygw {os.environ.get('VERSITYGW_VERSION', '')} on the same machine",
                                   "Producer: librdkafka 2.12.1 in an open loop, twelve partitions, "
                                   + ", ".join(f"`{pair}`" for pair in PRODUCER[:3]) + "; one consumer of three of the partitions, in Python")
-    work, run = pathlib.Path(tempfile.mkdtemp(prefix="isobar-bench-", dir=options.work)), None
-    try:
-        run = Run(options, work)
-        found = run.phases()
-    except BaseException:
-        for log in sorted(work.glob("*.log")):
-            print(f"-- {log} ends:", *log.read_text(errors="replace").splitlines()[-10:], sep="\n", file=sys.stderr)
-        raise
-    finally:
-        if run:
-            run.cluster.stop()
-            run.cluster.kill()
-        shutil.rmtree(work, ignore_errors=True)
-    out.write_text(report(options, run, found))
+    if options.zram_gib:
+        options.described.append(f"- All data on a file system of {options.zram_gib} GiB in compressed memory, as this machine's disk cannot hold this"
+                                 " rate: syncs cost next to nothing there")
+    with ramdisk(options.zram_gib, ZRAM_MEMORY_GIB) if options.zram_gib else contextlib.nullcontext(options.work) as place:
+        text = measure(options, pathlib.Path(tempfile.mkdtemp(prefix="isobar-bench-", dir=place)))
+    out.write_text(text)
     print(f"written to {out}")
     sys.stdout.flush()
     os._exit(0)
