@@ -11,7 +11,7 @@ use std::time::Duration;
 use isobar_broker::{Doubts, Ensembles, LiveImage, Metrics, Parts, RunningBroker};
 use isobar_host::Host;
 use isobar_metadata::record::SessionRecord;
-use isobar_metadata::{DirectoryId, SessionId};
+use isobar_metadata::{DirectoryId, SessionId, StoreId};
 use isobar_raft::{EffectStream, Quorum};
 use isobar_rpc::Rpc;
 use isobar_store::fsck::FsckParts;
@@ -78,10 +78,9 @@ impl Serving {
             None => Arc::new(memory),
         };
         let mut objects = ObjectReader::new(bucket.clone(), cache);
-        if let (Some(rpc), Some(rack)) =
-            (parts.rpc, options.broker.rack.clone().filter(|rack| !rack.is_empty()))
-        {
-            let neighbours = ZoneBrokers { image: Arc::clone(&image), me: rpc.node_id(), zone: rack };
+        let has_zone = options.broker.rack.as_ref().is_some_and(|rack| !rack.is_empty());
+        if let Some(rpc) = parts.rpc.filter(|_| has_zone) {
+            let neighbours = ZoneBrokers { image: Arc::clone(&image), me: rpc.node_id() };
             objects = objects.in_zone(host, &Zone::new(rpc, Arc::new(neighbours), store_metrics));
         }
         let own_address = u64::try_from(options.broker.node_id).ok();
@@ -140,22 +139,25 @@ impl Serving {
     }
 }
 
-/// Those that share blocks of objects with this broker.
+/// Those that share blocks of objects with this broker: of its zone, and of its bucket. A zone may have a namesake in another cloud.
 struct ZoneBrokers {
     image: Arc<LiveImage>,
     me: i32,
-    zone: String,
 }
 
 impl Neighbours for ZoneBrokers {
     fn others(&self) -> Vec<(i32, String)> {
-        let is_near = |session: &&Arc<SessionRecord>| {
-            session.zone == self.zone
-                && session.node_id != self.me
-                && session.is_live()
-                && !session.rpc.is_empty()
-        };
+        fn place(session: &SessionRecord) -> (&str, &str, &str, StoreId) {
+            (&session.cloud, &session.region, &session.zone, session.home_store)
+        }
         self.image.with(|image| {
+            let Some(own) = image.broker(self.me) else { return Vec::new() };
+            let is_near = |session: &&Arc<SessionRecord>| {
+                place(session) == place(own)
+                    && session.node_id != self.me
+                    && session.is_live()
+                    && !session.rpc.is_empty()
+            };
             let near = image.brokers().into_iter().filter(is_near);
             near.map(|session| (session.node_id, session.rpc.clone())).collect()
         })
