@@ -145,9 +145,10 @@ class Members:
             return sum(float(line.split()[-1]) for line in text.splitlines() if line.split(" ")[0] == name)
         return 0
 
-    def send(self, count=400):
+    def send(self, count=400, zone=""):
         """Every one is acknowledged."""
-        producer = Producer({"bootstrap.servers": self.bootstrap(), "enable.idempotence": True, "linger.ms": 2})
+        producer = Producer({"bootstrap.servers": self.bootstrap(), "enable.idempotence": True, "linger.ms": 2,
+                             "client.id": f"members,zone={zone}"})
         failed = []
         for n in range(self.sent, self.sent + count):
             producer.produce(TOPIC, str(n).encode(), partition=n % PARTITIONS,
@@ -369,8 +370,11 @@ def what_is_not_uploaded_gets_the_copy_that_a_lost_node_had():
         m.create_topic()
         m.join(four)
         m.wait_whole()
-        # Its own lanes have a replica on it, so a part of this has.
-        m.until("node 4 to write", lambda: m.send(40) or m.metric(four, "isobar_wal_chunks_total") > 5)
+        # Its own lanes have a replica on it. Clients of its zone write by it alone while the other broker there is away.
+        m.stop(nodes[0])
+        m.until("node 4 to write", lambda: m.send(40, zone="zone-1") or m.metric(four, "isobar_wal_chunks_total") > 5)
+        nodes[0].start()
+        m.wait_whole()
         m.kill(four)
         m.send()
         refused = m.isobar("remove", 4, at=nodes[0], ok=None)
