@@ -77,10 +77,10 @@ impl Coordinated {
         })
     }
 
-    /// Sends everyone who waits to the coordinator that there is now.
-    pub(super) fn unload(self: &Arc<Self>, broker: &Arc<Broker>) {
+    /// Everyone who waits is told this.
+    pub(super) fn unload(self: &Arc<Self>, broker: &Arc<Broker>, error: GroupError) {
         // Gone: unloaded by someone else.
-        let _ = self.handle(broker, Event::Unload(GroupError::NotCoordinator));
+        let _ = self.handle(broker, Event::Unload(error));
     }
 
     /// Hands over a request; its answer comes by the channel, which closes without one only when the process ends.

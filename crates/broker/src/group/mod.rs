@@ -125,9 +125,8 @@ impl Groups {
 
     /// Unloads a group that others may know more of.
     fn unload(&self, broker: &Arc<Broker>, group: &str, error: GroupError) {
-        if let Some(coordinated) = self.slots.get(group) {
-            // Gone already: then someone else has unloaded it.
-            let _ = coordinated.handle(broker, Event::Unload(error));
+        if let Some(loaded) = self.slots.get(group) {
+            loaded.unload(broker, error);
         }
     }
 }
@@ -185,10 +184,12 @@ async fn find(
     if *broker.draining.borrow() || is_fenced(broker) {
         return Err(GroupError::NotCoordinator);
     }
-    if let Some(coordinated) = groups.current(broker, group) {
-        return Ok(Some(coordinated));
+    if let Some(loaded) = groups.slots.get(group) {
+        if loaded.is_current(broker) {
+            return Ok(Some(loaded));
+        }
+        loaded.unload(broker, GroupError::NotCoordinator);
     }
-    groups.unload(broker, group, GroupError::NotCoordinator);
     if if_absent != IfAbsent::Create && !exists(broker, group).await? {
         return Ok(None);
     }

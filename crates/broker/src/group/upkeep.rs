@@ -58,7 +58,7 @@ async fn hand_over(broker: Arc<Broker>) {
 /// Sends everyone who waits to another coordinator.
 fn unload_all(broker: &Arc<Broker>) {
     for group in broker.groups.slots.loaded() {
-        group.unload(broker);
+        group.unload(broker, GroupError::NotCoordinator);
     }
 }
 
@@ -118,7 +118,7 @@ async fn take_over(broker: Arc<Broker>) {
 fn unload_superseded(broker: &Arc<Broker>) {
     for group in broker.groups.slots.loaded().into_iter().filter(|group| !group.is_current(broker)) {
         tracing::info!(group = &*group.name, epoch = group.epoch, "another broker coordinates the group now");
-        group.unload(broker);
+        group.unload(broker, GroupError::NotCoordinator);
     }
 }
 
