@@ -212,11 +212,33 @@ class Felt:
             thread.join(90)
 
 
+class FeltByJava:
+    """The same of Apache's client in Java: a producer and a group of two with defaults (tests/clients/java/src/Alive.java)."""
+
+    SAID = re.compile(r"[1-9]\d* records; the longest that one waited (\d+) ms, the longest gap of a member (\d+) ms\n")
+
+    def __init__(self, peer, topics):
+        self.topics, self.topic = topics, topics.new()
+        self.process = subprocess.Popen([REPO / "tests/clients/java/run.sh", bootstrap(peer), self.topic], env=os.environ | {"MAIN": "Alive"},
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+        if (said := self.process.stdout.readline()) != "ready\n":
+            raise RuntimeError(f"the client in Java: {said}{output(self.process, 60)}")
+
+    def end(self):
+        """Its row: what was wrong (errors, a rebalance, records that were lost or came twice), and how long it waited."""
+        *wrong, last = output(self.process, 180).splitlines(keepends=True)
+        if not (said := self.SAID.fullmatch(last)):
+            raise RuntimeError(f"the client in Java: {last}")
+        self.topics.delete(self.topic)
+        return {"java_wait_s": int(said[1]) / 1e3, "java_gap_s": int(said[2]) / 1e3, "java_wrong": [line.strip() for line in wrong]}
+
+
 def kills(peer, topics, options):
-    """[{act, longest silence of acknowledgements, longest wait of a record, longest gap of the reader, rebalances, errors}]"""
+    """[{act, longest silence of acknowledgements, longest wait of a record, longest gap of the reader, rebalances, errors, Java's}]"""
     felt, found = Felt(peer, topics, 500), []
     for number in range(options.kills):
         for act in ACTS:
+            java = FeltByJava(peer, topics)
             leader = peer.leader()
             node = leader if "leader" in act else next(n for n in NODES[number % 3:] + NODES if n != leader)
             felt.reset()
@@ -226,6 +248,7 @@ def kills(peer, topics, options):
                    "rebalances": felt.rebalances, "errors": len(felt.errors), "acked": felt.acked}
             if felt.acked == 0 or felt.read == 0:
                 raise RuntimeError(f"{peer.kind}: nothing went on after {act}")
+            row |= java.end()
             peer.start(node)
             found.append(row)
             say(peer.kind, row)
@@ -367,15 +390,18 @@ def report(options, results):
     lines += table(["cluster", "what", "bytes a byte"], rows)
     lines += ["## What clients feel", "",
               "An idempotent librdkafka producer with defaults (500 records a second over twelve partitions), a consumer at the log's end,"
-              " a group of two. Worst of all rounds.", ""]
+              " a group of two; beside them a producer of the same rate and a group of two in Java, with defaults. Worst of all rounds.", ""]
     rows = []
     for act in ACTS:
         for name in options.peers:
             got = [row for row in results["kills"][name] if row["act"] == act]
             rows.append([act, name, *(f"{max(row[key] for row in got):.2f}" for key in ("silence_s", "wait_s", "gap_s")),
-                         str(sum(row["rebalances"] for row in got)), str(max(row["errors"] for row in got))])
+                         str(sum(row["rebalances"] for row in got)), str(max(row["errors"] for row in got)),
+                         *(f"{max(row[key] for row in got):.2f}" for key in ("java_wait_s", "java_gap_s")),
+                         str(sum(len(row["java_wrong"]) for row in got))])
     lines += table(["what", "cluster", "longest silence of all partitions, s", "longest that a record waited, s",
-                    "longest gap of the reader, s", "rebalances", "errors of clients"], rows)
+                    "longest gap of the reader, s", "rebalances", "errors of clients", "Java: longest that a record waited, s",
+                    "longest gap of a member, s", "errors and rebalances"], rows)
     if grown := results.get("growth"):
         seconds = lambda key: "never" if grown[key] is None else f"{grown[key]:.1f} s"  # noqa: E731
         lines += ["## A fourth node", "",
@@ -399,7 +425,7 @@ def described_both():
         f"Apache Kafka 4.3.1, three KRaft nodes with both roles, {output_of('java', '--version').splitlines()[0]}, `{' '.join(Kafka.JVM)}`, "
         "RF 3, min.insync.replicas 2, broker.rack, RackAwareReplicaSelector, else defaults",
         "Both stand all the time; one is under load at a time",
-        "Clients: librdkafka 2.12.1. Latency: open loop, 1 KiB records, twelve partitions, " + ", ".join(f"`{p}`" for p in PRODUCER)
+        "Clients: librdkafka 2.12.1, and Apache's 4.3.1 in Java where it is named. Latency: open loop, 1 KiB records, twelve partitions, " + ", ".join(f"`{p}`" for p in PRODUCER)
         + ". Throughput: two producers, " + ", ".join(f"`{p}`" for p in BULK_PRODUCER))
 
 
