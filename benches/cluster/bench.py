@@ -223,6 +223,8 @@ class FeltByJava:
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
         if (said := self.process.stdout.readline()) != "ready\n":
             raise RuntimeError(f"the client in Java: {said}{output(self.process, 60)}")
+        # Its producer has only just begun.
+        time.sleep(5)
 
     def end(self):
         """Its row: what was wrong (errors, a rebalance, records that were lost or came twice), and how long it waited."""
