@@ -170,7 +170,7 @@ fn a_client_is_sent_to_its_leader_for_a_while_after_each_change_of_the_map() {
 fn nothing_of_a_batch_that_is_steered_is_appended() {
     beside_another(|_, broker, _| async move {
         let [ours, theirs] = led_by_each(&broker).await;
-        let client = Client { peer: "127.0.0.1:5000".parse().unwrap(), steering: Steering::default() };
+        let client = Client::new("127.0.0.1:5000".parse().unwrap());
         let ask = async |acks: i16, version: i16| {
             let partition = |key: PartitionKey| {
                 let mut batch = BatchBuilder::new(Codec::None);

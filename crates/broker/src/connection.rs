@@ -48,6 +48,15 @@ pub(crate) struct Client {
     pub(crate) peer: SocketAddr,
     /// Where it was sent.
     pub(crate) steering: Steering,
+    /// When it connected.
+    pub(crate) since: Instant,
+}
+
+impl Client {
+    /// One that connects now.
+    pub(crate) fn new(peer: SocketAddr) -> Self {
+        Self { peer, steering: Steering::default(), since: Instant::now() }
+    }
 }
 
 /// What a handler gives back.

@@ -568,7 +568,7 @@ fn accept(broker: Arc<Broker>, listener: Listener) -> Task {
                         continue;
                     }
                     broker.metrics.connections.inc();
-                    let client = connection::Client { peer, steering: steering::Steering::default() };
+                    let client = connection::Client::new(peer);
                     spawner.spawn("broker.connection", connection::serve(Arc::clone(&broker), conn, client));
                 }
                 Err(error) => {

@@ -12,7 +12,9 @@ use isobar_protocol::error::ErrorCode;
 use isobar_raft::ProposeError;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use super::claims::OthersUntil;
 use super::{caught_up, record};
 use crate::Broker;
 
@@ -24,6 +26,7 @@ pub(super) struct Coordinated {
     pub(super) name: Name,
     /// The coordinator epoch that every command names.
     pub(super) epoch: u64,
+    others_until: OthersUntil,
     inner: Mutex<Inner>,
 }
 
@@ -43,8 +46,8 @@ pub(super) struct Listed {
 }
 
 impl Coordinated {
-    /// Loads the group as metadata has it.
-    pub(super) fn load(broker: &Arc<Broker>, known: &isobar_metadata::Group) -> Arc<Self> {
+    /// Loads the group as metadata has it, under this broker's claim. New: nobody coordinated it before.
+    pub(super) fn load(broker: &Arc<Broker>, known: &isobar_metadata::Group, is_new: bool) -> Arc<Self> {
         let mut out = Vec::new();
         let config = Arc::clone(&broker.groups.config);
         let group = Group::load(config, record::state(&known.record), broker.groups.now(), &mut out);
@@ -58,10 +61,12 @@ impl Coordinated {
                 "group loaded"
             );
         }
+        let others_until = broker.groups.claims.loaded(known, is_new);
         let inner = Inner { group, waiting: BTreeMap::new(), next_request: 0, armed: None, gone: false };
         let coordinated = Arc::new(Self {
             name: Arc::clone(&known.group),
             epoch: known.coordinator_epoch,
+            others_until,
             inner: Mutex::new(inner),
         });
         coordinated.act(broker, &mut coordinated.inner.lock(), out);
@@ -75,6 +80,11 @@ impl Coordinated {
             let known = image.group(&self.name);
             known.is_some_and(|group| (group.coordinator, group.coordinator_epoch) == (me, self.epoch))
         })
+    }
+
+    /// May a commit be older than the claim? See the fifth invariant of [`super`].
+    pub(super) fn may_be_of_before(&self, connected: Instant, generation: i32) -> bool {
+        self.others_until.is_some_and(|(until, last)| connected < until && generation <= last)
     }
 
     /// Everyone who waits is told this.

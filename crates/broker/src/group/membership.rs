@@ -13,7 +13,8 @@ use isobar_protocol::messages::{
 };
 use isobar_protocol::request::RequestHeader;
 
-use super::{IfAbsent, ask, ask_with_epoch, wire};
+use super::coordinated::Coordinated;
+use super::{IfAbsent, ask, ask_one, wire};
 use crate::Broker;
 use crate::connection::Client;
 
@@ -112,16 +113,17 @@ pub(super) async fn leave(
     wire::leave_response(version, &answer)
 }
 
-/// May this member commit? Extends its session if so, and gives the coordinator epoch to commit with.
+/// May this member commit? Extends its session if so, and gives what it may commit under.
 pub(super) async fn check_commit(
     broker: &Arc<Broker>,
     group: &str,
     if_absent: IfAbsent,
     check: CommitCheck,
-) -> Result<u64, GroupError> {
+) -> Result<Arc<Coordinated>, GroupError> {
     let event = |request| Event::CommitCheck(request, check.clone());
-    match ask_with_epoch(broker, group, if_absent, event).await? {
-        (Response::CommitCheck(Ok(())), epoch) => Ok(epoch),
+    match ask_one(broker, group, if_absent, event).await? {
+        (Response::CommitCheck(Ok(())), Some(group)) => Ok(group),
+        (Response::CommitCheck(Ok(())), None) => Err(GroupError::GroupIdNotFound),
         (Response::CommitCheck(Err(error)), _) => Err(error),
         (other, _) => Err(mismatch(&other)),
     }

@@ -4,7 +4,7 @@
 //! group (claim and coordinator epoch), its members, generation and assignment, its offsets.
 //!
 //! **Layout**: [`slots`] holds a slot for each group that is loaded or being loaded; a machine is behind its own lock, held
-//! while one event is handled and never across an await. `timers` orders the groups' deadlines; one task serves them all.
+//! while one event is handled and never across an await; [`claims`] holds since when this broker has each of them. `timers` orders the groups' deadlines; one task serves them all.
 //!
 //! **Invariants**
 //! 1. A group is loaded only under this session's claim, from an image that has everything this session wrote of it: after a
@@ -15,7 +15,12 @@
 //! 3. "There is no such group" is said only behind a read barrier or after a claim; and a request that cannot create a
 //!    group leaves nothing behind.
 //! 4. Heartbeats never touch metadata.
-//! 5. Locks are taken in the order machine, then slots or timers or doubts; none of those waits for another.
+//! 5. A commit that may be older than this broker's claim of a group that others may have coordinated before is not taken.
+//!    It is not, if it names a generation made since or comes by a connection made since. A client that lost touch with this
+//!    broker gives a commit up, and commits on at another coordinator; the first one may lie in the cut connection for as
+//!    long as that takes, and reach this broker when it has the group back (seed 2148 of the cluster). Its connection is closed:
+//!    whoever lives repeats, by another.
+//! 6. Locks are taken in the order machine, then slots or timers or doubts or claims; none of those waits for another.
 //!
 //! **Failure**: a broker that dies leaves claims that nobody live holds. Its successor (see [`coordinator_of`]) claims groups
 //! lazily, and at its start and whenever brokers come or go those with members ([`upkeep`]), so that members that died
@@ -24,6 +29,7 @@
 //! **Accepted leaks**: a first JoinGroup or a commit under any name makes a claim, which lives until offsets expire.
 
 mod admin;
+mod claims;
 mod coordinated;
 mod membership;
 mod offsets;
@@ -47,6 +53,7 @@ use tokio::time::Instant;
 
 use crate::connection::{Answer, Client};
 use crate::{BARRIER_PATIENCE, Broker, Metrics, Options};
+use claims::Claims;
 use coordinated::Coordinated;
 use slots::Slots;
 
@@ -61,6 +68,7 @@ pub(crate) struct Groups {
     /// Where the machines' monotonic time starts.
     epoch: Instant,
     slots: Slots<Coordinated>,
+    claims: Claims,
     timers: Mutex<BTreeSet<(u64, Name)>>,
     timer_set: Notify,
     /// Groups of which a stored state is in doubt.
@@ -91,6 +99,7 @@ impl Groups {
             }),
             epoch: Instant::now(),
             slots: Slots::default(),
+            claims: Claims::default(),
             timers: Mutex::default(),
             timer_set: Notify::new(),
             doubts: Mutex::default(),
@@ -138,27 +147,27 @@ async fn ask(
     if_absent: IfAbsent,
     event: impl FnMut(RequestId) -> Event,
 ) -> Result<Response, GroupError> {
-    Ok(ask_with_epoch(broker, group, if_absent, event).await?.0)
+    Ok(ask_one(broker, group, if_absent, event).await?.0)
 }
 
-/// As [`ask`]; with the coordinator epoch that the answer holds for, which is 0 without a group.
-async fn ask_with_epoch(
+/// As [`ask`]; with who answered, unless there is no such group.
+async fn ask_one(
     broker: &Arc<Broker>,
     group: &str,
     if_absent: IfAbsent,
     mut event: impl FnMut(RequestId) -> Event,
-) -> Result<(Response, u64), GroupError> {
+) -> Result<(Response, Option<Arc<Coordinated>>), GroupError> {
     for _ in 0..LOOKUPS {
         let Some(coordinated) = find(broker, group, if_absent).await? else {
             if if_absent == IfAbsent::Refuse {
                 return Err(GroupError::GroupIdNotFound);
             }
-            return Ok((answer_absent(broker, event(RequestId(0)))?, 0));
+            return Ok((answer_absent(broker, event(RequestId(0)))?, None));
         };
         // Gone while it was looked for: it is looked for again.
         let Ok(answer) = coordinated.ask(broker, &mut event) else { continue };
         let response = answer.await.map_err(|_| GroupError::CoordinatorNotAvailable)?;
-        return Ok((response, coordinated.epoch));
+        return Ok((response, Some(coordinated)));
     }
     Err(GroupError::CoordinatorLoadInProgress)
 }
@@ -215,6 +224,7 @@ async fn load(broker: &Arc<Broker>, group: &str) -> Result<Arc<Coordinated>, Gro
     let doubt = broker.groups.doubts.lock().contains(group);
     let held = |image: &Image| image.group(group).filter(|g| g.coordinator == broker.session.id()).cloned();
     let mut known = broker.image.with(held);
+    let mut is_new = false;
     if known.is_none() || doubt {
         let ours = broker.image.with(|image| {
             coordinator_of(image, group).is_some_and(|session| session.session == broker.session.id())
@@ -222,12 +232,13 @@ async fn load(broker: &Arc<Broker>, group: &str) -> Result<Arc<Coordinated>, Gro
         if !ours {
             return Err(GroupError::NotCoordinator);
         }
+        is_new = !exists(broker, group).await?;
         claim(broker, vec![group.to_owned()]).await?;
         known = broker.image.with(held);
     }
     let known = known.ok_or(GroupError::NotCoordinator)?;
     broker.groups.doubts.lock().remove(group);
-    Ok(Coordinated::load(broker, &known))
+    Ok(Coordinated::load(broker, &known, is_new))
 }
 
 /// Takes over these groups; afterwards the image shows it.
@@ -302,7 +313,10 @@ pub(crate) async fn handle(
         Body::SyncGroup(body) => Answer::of(header, &membership::sync(broker, body).await),
         Body::Heartbeat(body) => Answer::of(header, &membership::heartbeat(broker, body).await),
         Body::LeaveGroup(body) => Answer::of(header, &membership::leave(broker, header.version, body).await),
-        Body::OffsetCommit(body) => Answer::of(header, &offsets::commit(broker, header.version, body).await),
+        Body::OffsetCommit(body) => match offsets::commit(broker, client, header.version, body).await {
+            Ok(response) => Answer::of(header, &response),
+            Err(offsets::OfBefore) => Answer::Close,
+        },
         Body::OffsetFetch(body) => Answer::of(header, &offsets::fetch(broker, header.version, body).await),
         Body::DescribeGroups(body) => {
             Answer::of(header, &admin::describe(broker, header.version, body).await)

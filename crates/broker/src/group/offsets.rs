@@ -24,6 +24,7 @@ use isobar_raft::ProposeError;
 use super::membership::check_commit;
 use super::{IfAbsent, wire};
 use crate::Broker;
+use crate::connection::Client;
 
 /// First OffsetCommit version that tells a missing group from an old generation.
 const COMMIT_GROUP_NOT_FOUND_VERSION: i16 = 9;
@@ -32,14 +33,19 @@ const FETCH_ERROR_VERSION: i16 = 2;
 /// First OffsetFetch version for several groups (KIP-709).
 const FETCH_SEVERAL_VERSION: i16 = 8;
 
+/// The commit may be older than this broker's claim of the group: not taken, and its connection must end.
+#[derive(Debug)]
+pub(super) struct OfBefore;
+
 /// A partition of a commit: refused, or at this place in the command.
 type Placed = Result<usize, ErrorCode>;
 
 pub(super) async fn commit(
     broker: &Arc<Broker>,
+    client: &Client,
     version: i16,
     request: OffsetCommitRequest,
-) -> OffsetCommitResponse {
+) -> Result<OffsetCommitResponse, OfBefore> {
     let mut command = CommitOffsets {
         group: request.group_id.0.to_string(),
         member_id: request.member_id.to_string(),
@@ -58,7 +64,7 @@ pub(super) async fn commit(
     let result = if command.offsets.is_empty() {
         Ok(OffsetResults::default())
     } else {
-        propose(broker, version, &request, command).await
+        propose(broker, client, version, &request, command).await?
     };
     let code = |placed: &Placed| match (placed, &result) {
         (Err(error), _) => error.code(),
@@ -79,7 +85,7 @@ pub(super) async fn commit(
             .with_name(topic.name.clone())
             .with_partitions(partitions.collect())
     });
-    OffsetCommitResponse::default().with_topics(topics.collect())
+    Ok(OffsetCommitResponse::default().with_topics(topics.collect()))
 }
 
 /// Puts what may be committed into the command; says of each partition, by topic, where it is or why not.
@@ -114,10 +120,11 @@ fn place(broker: &Broker, request: &OffsetCommitRequest, command: &mut CommitOff
 /// Checked here, where sessions are known, and again in apply, which alone sees the generation that is durable.
 async fn propose(
     broker: &Arc<Broker>,
+    client: &Client,
     version: i16,
     request: &OffsetCommitRequest,
     mut command: CommitOffsets,
-) -> Result<OffsetResults, ErrorCode> {
+) -> Result<Result<OffsetResults, ErrorCode>, OfBefore> {
     let check = CommitCheck {
         member_id: wire::name(&request.member_id),
         instance_id: request.group_instance_id.as_ref().map(wire::name),
@@ -128,21 +135,32 @@ async fn propose(
     let mut place = broker.groups.commits.line_up(Arc::from(command.group.as_str()), partitions.collect());
     place.turn().await;
     let if_absent = if command.generation < 0 { IfAbsent::Create } else { IfAbsent::Refuse };
-    let checked = check_commit(broker, &command.group, if_absent, check).await;
-    command.coordinator_epoch = checked.map_err(|error| match error {
-        GroupError::GroupIdNotFound if version < COMMIT_GROUP_NOT_FOUND_VERSION => {
-            ErrorCode::IllegalGeneration
+    match check_commit(broker, &command.group, if_absent, check).await {
+        Ok(group) if group.may_be_of_before(client.since, command.generation) => {
+            tracing::info!(
+                group = command.group, peer = %client.peer,
+                "connection closed: its commit may be older than this broker's claim of the group"
+            );
+            return Err(OfBefore);
         }
-        error => ErrorCode::from_i16(error.code()),
-    })?;
+        Ok(group) => command.coordinator_epoch = group.epoch,
+        Err(GroupError::GroupIdNotFound) if version < COMMIT_GROUP_NOT_FOUND_VERSION => {
+            return Ok(Err(ErrorCode::IllegalGeneration));
+        }
+        Err(error) => return Ok(Err(ErrorCode::from_i16(error.code()))),
+    }
     if command.generation < 0 {
         // The group is empty: as in Kafka, whoever it is commits as a simple consumer.
         command.member_id.clear();
         command.instance_id = None;
     }
     if broker.host.sabotaged("offsets-before-commit") {
-        return Ok(commit_later(broker, command));
+        return Ok(Ok(commit_later(broker, command)));
     }
+    Ok(propose_checked(broker, command).await)
+}
+
+async fn propose_checked(broker: &Arc<Broker>, command: CommitOffsets) -> Result<OffsetResults, ErrorCode> {
     let group = command.group.clone();
     match broker.session.propose(Command::CommitOffsets(command)).await {
         Ok(CommandResult::Offsets(results)) if results.error_code == 0 => Ok(results),

@@ -110,6 +110,7 @@ async fn take_over(broker: Arc<Broker>) {
             unload_all(&broker);
         }
         unload_superseded(&broker);
+        broker.image.with(|image| broker.groups.claims.keep_those_of(image, broker.session.id()));
         sleep(LOOK_AGAIN).await;
     }
 }

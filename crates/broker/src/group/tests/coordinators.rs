@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use super::node::{Kafka, join_group, text};
 use crate::Broker;
 use crate::cluster_tests::{OTHER, beside_another, propose};
+use crate::connection::Client;
 
 const US: i32 = 1;
 const NOT_COORDINATOR: i16 = 16;
@@ -92,5 +93,38 @@ fn a_group_that_another_has_claimed_is_let_go() {
         set(&broker, other, SessionState::Suspect).await;
         assert_eq!(kafka.describe("g").await.members.len(), 2);
         assert_eq!(kafka.heartbeat("g", &b, generation).await, 0, "the join was not durable");
+    });
+}
+
+#[test]
+fn a_commit_that_lay_in_its_connection_while_others_coordinated_is_not_taken() {
+    beside_another(|_, broker, other| async move {
+        let kafka = kafka(&broker);
+        kafka.create_topic("t", 1).await;
+        let connect = || Client::new("127.0.0.1:5000".parse().unwrap());
+        let pause = || sleep(Duration::from_millis(5));
+        let first = connect();
+        pause().await;
+        let (a, _, generation) = kafka.two_members("g").await;
+        assert_eq!(kafka.commit_by(&first, "g", (&a, generation), 10).await, Some(0), "a generation of ours");
+        assert_eq!(kafka.commit_by(&first, "simple", ("", -1), 10).await, Some(0), "a new group");
+        for (number, group) in (FIRST_NUMBER..).zip(["g", "simple"]) {
+            claim(&broker, other, number, group).await;
+        }
+        set(&broker, other, SessionState::Suspect).await;
+        pause().await;
+        // The group is back; meanwhile the other broker may have answered commits.
+        assert_eq!(kafka.commit_by(&first, "g", (&a, generation), 11).await, None);
+        assert_eq!(kafka.commit_by(&first, "simple", ("", -1), 11).await, None);
+        assert_eq!(kafka.fetch_offset("g", "t", 0).await, (10, 0));
+        assert_eq!(kafka.fetch_offset("simple", "t", 0).await, (10, 0));
+        pause().await;
+        let second = connect();
+        assert_eq!(kafka.commit_by(&second, "g", (&a, generation), 12).await, Some(0));
+        assert_eq!(kafka.commit_by(&second, "simple", ("", -1), 12).await, Some(0));
+        pause().await;
+        assert_eq!(kafka.commit_by(&second, "simple", ("", -1), 13).await, Some(0), "though loaded anew");
+        assert_eq!(kafka.commit_by(&first, "g", (&a, generation), 11).await, None, "for ever");
+        assert_eq!(kafka.fetch_offset("g", "t", 0).await, (12, 0));
     });
 }

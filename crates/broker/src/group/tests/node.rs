@@ -30,7 +30,6 @@ use isobar_wal::{LocalReplica, ReplicaOptions, Wal, WalMetrics};
 use parking_lot::Mutex;
 
 use crate::connection::{Answer, Client};
-use crate::steering::Steering;
 use crate::{
     Alone, Broker, Ensembles, LiveImage, Metrics, Options, Parts, RunningBroker, dispatch, register_directory,
 };
@@ -259,6 +258,19 @@ impl Kafka {
         self.commit_at(8, of, by, to, partition, offset).await
     }
 
+    /// By this connection; `None`: it was closed.
+    pub(super) async fn commit_by(
+        &self,
+        client: &Client,
+        of: &str,
+        by: (&str, i32),
+        offset: i64,
+    ) -> Option<i16> {
+        let frame = frame_of(8, &offset_commit(of, by, "t", 0, offset));
+        let answer = call_by::<OffsetCommitRequest>(client, &self.broker, 8, &frame).await?;
+        Some(answer.topics[0].partitions[0].error_code)
+    }
+
     pub(super) async fn commit_at(
         &self,
         version: i16,
@@ -372,11 +384,33 @@ impl Kafka {
 }
 
 async fn call<R: KafkaRequest>(broker: Arc<Broker>, version: i16, request: R) -> R::Response {
-    let frame = encode_request(version, 7, Some("test"), &request).unwrap();
-    let request = decode_request(frame.slice(4..)).unwrap();
-    let client = Client { peer: "127.0.0.1:5000".parse().unwrap(), steering: Steering::default() };
-    match dispatch::handle(&broker, &client, request).await {
-        Answer::Send(segments) => decode_response::<R>(version, segments.into_bytes().slice(4..)).unwrap(),
-        Answer::Nothing | Answer::Close => panic!("no answer"),
+    let frame = frame_of(version, &request);
+    loop {
+        let client = Client::new("127.0.0.1:5000".parse().unwrap());
+        // A client whose connection is closed comes again.
+        if let Some(answer) = call_by::<R>(&client, &broker, version, &frame).await {
+            return answer;
+        }
+    }
+}
+
+fn frame_of<R: KafkaRequest>(version: i16, request: &R) -> Bytes {
+    encode_request(version, 7, Some("test"), request).unwrap().slice(4..)
+}
+
+/// By this connection; `None`: it was closed.
+async fn call_by<R: KafkaRequest>(
+    client: &Client,
+    broker: &Arc<Broker>,
+    version: i16,
+    frame: &Bytes,
+) -> Option<R::Response> {
+    let request = decode_request(frame.clone()).unwrap();
+    match dispatch::handle(broker, client, request).await {
+        Answer::Send(segments) => {
+            Some(decode_response::<R>(version, segments.into_bytes().slice(4..)).unwrap())
+        }
+        Answer::Nothing => panic!("no answer"),
+        Answer::Close => None,
     }
 }
