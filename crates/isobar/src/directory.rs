@@ -22,7 +22,7 @@ pub(crate) struct NodeFormat {
     #[serde(default)]
     pub(crate) store_marked: bool,
     /// Whose the claim on the cluster's incarnation is, 32 hexadecimal digits; since version 3. Before it was always the metadata
-    /// directory's own id.
+    /// directory's own id. None while the claim itself was not seen: until it is made, another member may make it.
     #[serde(default)]
     claim_owner: Option<String>,
 }
@@ -74,13 +74,13 @@ pub(crate) fn read_format(host: &Host, options: &NodeOptions) -> Result<Option<N
     Ok(Some(format))
 }
 
-/// The store's marker was seen or made.
+/// The store's marker was seen or made; and the claim, if its owner is named.
 pub(crate) fn write_format(
     host: &Host,
     data: &Path,
     node_id: i32,
     cluster_id: &str,
-    owner: [u8; 16],
+    owner: Option<[u8; 16]>,
 ) -> Result<(), NodeError> {
     let path = data.join("node.json");
     let format = NodeFormat {
@@ -88,7 +88,7 @@ pub(crate) fn write_format(
         cluster_id: cluster_id.to_owned(),
         node_id,
         store_marked: true,
-        claim_owner: Some(format!("{:032x}", u128::from_be_bytes(owner))),
+        claim_owner: owner.map(|owner| format!("{:032x}", u128::from_be_bytes(owner))),
     };
     let mut text = serde_json::to_vec_pretty(&format)
         .map_err(|error| NodeError::Format { path: path.clone(), what: error.to_string() })?;

@@ -273,7 +273,7 @@ impl Node {
         let store_metrics = StoreMetrics::default();
         store_metrics.register(&mut registry);
         let bucket = open_bucket(host, &options, &store_metrics).await?;
-        if joining.is_some() && known.is_none() {
+        if joining.is_some() && known.as_ref().and_then(NodeFormat::owner).is_none() {
             member::wait_for_marker(&quorum, &bucket).await?;
         }
         let (verifying, guard) = claim_store(host, &options, &bucket, &quorum, known).await?;
@@ -514,38 +514,41 @@ async fn claim_store(
     let node_id = options.broker.node_id;
     let verified = verify(bucket, &cluster_id, known).await?;
     let (image, _) = quorum.subscribe();
-    let owner = match format.as_ref().and_then(NodeFormat::owner) {
+    let seen_before = format.as_ref().and_then(NodeFormat::owner);
+    let owner = match seen_before {
         Some(owner) => owner,
-        None if options.cluster.is_member() && known == Known::Fresh => {
-            member::owner(quorum, bucket, &image).await?
-        }
+        None if options.cluster.is_member() => member::owner(quorum, bucket, &image).await?,
         None => quorum.incarnation(),
     };
-    let is_written = format.is_some_and(|format| format.store_marked && format.owner() == Some(owner));
-    if verified && !is_written {
-        write_format(host, &options.data, node_id, &cluster_id, owner)?;
-    }
     let guard = ClaimGuard::new(bucket.clone(), &cluster_id, image.incarnation(), owner);
     if !verified {
         let (host_then, data, id) = (host.clone(), options.data.clone(), cluster_id.clone());
         let seen = move || {
             if known != Known::Marked
-                && let Err(error) = write_format(&host_then, &data, node_id, &id, owner)
+                && let Err(error) = write_format(&host_then, &data, node_id, &id, seen_before)
             {
                 tracing::warn!(%error, "the next start will look for the store's marker again");
             }
         };
         return Ok((Some(verify_later(host, bucket.clone(), cluster_id, known, seen)), guard));
     }
-    match tokio::time::timeout(CLAIM_PATIENCE, guard.check(host.now_ms())).await {
+    let seen = match tokio::time::timeout(CLAIM_PATIENCE, guard.check(host.now_ms())).await {
+        Ok(Ok(())) => Some(owner),
         Ok(Err(ClaimError::Lost(why))) => return Err(NodeError::Refused(why)),
         Ok(Err(ClaimError::Store(error))) => {
             tracing::warn!(%error, "the claim on this cluster's incarnation is not known yet");
+            seen_before
         }
-        Err(_) => tracing::warn!(
-            "the store does not answer: the claim on this cluster's incarnation is not known yet"
-        ),
-        Ok(Ok(())) => {}
+        Err(_) => {
+            tracing::warn!(
+                "the store does not answer: the claim on this cluster's incarnation is not known yet"
+            );
+            seen_before
+        }
+    };
+    // Not before the claim was seen: whoever leads next claims for itself, if this node ends here (seed 2120 of the cluster).
+    if known != Known::Marked || seen != seen_before {
+        write_format(host, &options.data, node_id, &cluster_id, seen)?;
     }
     Ok((None, guard))
 }

@@ -280,7 +280,7 @@ async fn write_node(
     host.crash_point(FOUNDED);
     let wal = LocalReplica::open(host, &options.data.join("wal"), replica, WalMetrics::default()).await?;
     wal.close().await;
-    write_format(host, &options.data, found.node_id, &found.cluster_id, owner)?;
+    write_format(host, &options.data, found.node_id, &found.cluster_id, Some(owner))?;
     Ok(())
 }
 
