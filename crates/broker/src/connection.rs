@@ -63,6 +63,8 @@ impl Client {
 pub(crate) enum Answer {
     /// A response, encoded.
     Send(Segments),
+    /// A response, encoded, after which the connection must be closed.
+    Last(Segments),
     /// No response is owed (Produce with acks=0).
     Nothing,
     /// The connection must be closed.
@@ -233,8 +235,9 @@ async fn write_loop(
                 (api, started, answer)
             }
         };
+        let is_last = matches!(answer, Answer::Last(_));
         let mut response = match answer {
-            Answer::Send(response) => response,
+            Answer::Send(response) | Answer::Last(response) => response,
             Answer::Nothing => continue,
             Answer::Close => return,
         };
@@ -242,6 +245,9 @@ async fn write_loop(
         if let Err(error) = write_all(&mut write, &mut response).await {
             tracing::debug!(peer = %client.peer, %error, "connection lost while writing");
             return;
+        }
+        if is_last {
+            break;
         }
     }
     let _ = write.shutdown().await;

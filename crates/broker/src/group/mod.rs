@@ -4,7 +4,8 @@
 //! group (claim and coordinator epoch), its members, generation and assignment, its offsets.
 //!
 //! **Layout**: [`slots`] holds a slot for each group that is loaded or being loaded; a machine is behind its own lock, held
-//! while one event is handled and never across an await; [`claims`] holds since when this broker has each of them. `timers` orders the groups' deadlines; one task serves them all.
+//! while one event is handled and never across an await. [`claims`] holds since when this broker has each of them. `timers`
+//! orders the groups' deadlines; one task serves them all.
 //!
 //! **Invariants**
 //! 1. A group is loaded only under this session's claim, from an image that has everything this session wrote of it: after a
@@ -18,8 +19,8 @@
 //! 5. A commit that may be older than this broker's claim of a group that others may have coordinated before is not taken.
 //!    It is not, if it names a generation made since or comes by a connection made since. A client that lost touch with this
 //!    broker gives a commit up, and commits on at another coordinator; the first one may lie in the cut connection for as
-//!    long as that takes, and reach this broker when it has the group back (seed 2148 of the cluster). Its connection is closed:
-//!    whoever lives repeats, by another.
+//!    long as that takes, and reach this broker when it has the group back (seed 2148 of the cluster). The answer is
+//!    COORDINATOR_LOAD_IN_PROGRESS, which every client repeats, and its connection's last.
 //! 6. Locks are taken in the order machine, then slots or timers or doubts or claims; none of those waits for another.
 //!
 //! **Failure**: a broker that dies leaves claims that nobody live holds. Its successor (see [`coordinator_of`]) claims groups
@@ -313,10 +314,7 @@ pub(crate) async fn handle(
         Body::SyncGroup(body) => Answer::of(header, &membership::sync(broker, body).await),
         Body::Heartbeat(body) => Answer::of(header, &membership::heartbeat(broker, body).await),
         Body::LeaveGroup(body) => Answer::of(header, &membership::leave(broker, header.version, body).await),
-        Body::OffsetCommit(body) => match offsets::commit(broker, client, header.version, body).await {
-            Ok(response) => Answer::of(header, &response),
-            Err(offsets::OfBefore) => Answer::Close,
-        },
+        Body::OffsetCommit(body) => offsets::handle(broker, client, header, body).await,
         Body::OffsetFetch(body) => Answer::of(header, &offsets::fetch(broker, header.version, body).await),
         Body::DescribeGroups(body) => {
             Answer::of(header, &admin::describe(broker, header.version, body).await)

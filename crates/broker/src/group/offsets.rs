@@ -19,12 +19,13 @@ use isobar_protocol::messages::offset_fetch_response::{
 use isobar_protocol::messages::{
     OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, TopicName,
 };
+use isobar_protocol::request::RequestHeader;
 use isobar_raft::ProposeError;
 
 use super::membership::check_commit;
 use super::{IfAbsent, wire};
 use crate::Broker;
-use crate::connection::Client;
+use crate::connection::{Answer, Client};
 
 /// First OffsetCommit version that tells a missing group from an old generation.
 const COMMIT_GROUP_NOT_FOUND_VERSION: i16 = 9;
@@ -33,19 +34,42 @@ const FETCH_ERROR_VERSION: i16 = 2;
 /// First OffsetFetch version for several groups (KIP-709).
 const FETCH_SEVERAL_VERSION: i16 = 8;
 
-/// The commit may be older than this broker's claim of the group: not taken, and its connection must end.
-#[derive(Debug)]
-pub(super) struct OfBefore;
+/// Why a commit was not carried out.
+enum NotCommitted {
+    Refused(ErrorCode),
+    /// It may be older than this broker's claim of the group, as may be all that its connection still brings.
+    OfBefore,
+}
+
+impl From<ErrorCode> for NotCommitted {
+    fn from(error: ErrorCode) -> Self {
+        Self::Refused(error)
+    }
+}
 
 /// A partition of a commit: refused, or at this place in the command.
 type Placed = Result<usize, ErrorCode>;
 
-pub(super) async fn commit(
+pub(super) async fn handle(
+    broker: &Arc<Broker>,
+    client: &Client,
+    header: &RequestHeader,
+    request: OffsetCommitRequest,
+) -> Answer {
+    let (response, is_last) = commit(broker, client, header.version, request).await;
+    match Answer::of(header, &response) {
+        Answer::Send(response) if is_last => Answer::Last(response),
+        answer => answer,
+    }
+}
+
+/// The response, and whether it is to be the connection's last.
+async fn commit(
     broker: &Arc<Broker>,
     client: &Client,
     version: i16,
     request: OffsetCommitRequest,
-) -> Result<OffsetCommitResponse, OfBefore> {
+) -> (OffsetCommitResponse, bool) {
     let mut command = CommitOffsets {
         group: request.group_id.0.to_string(),
         member_id: request.member_id.to_string(),
@@ -64,11 +88,11 @@ pub(super) async fn commit(
     let result = if command.offsets.is_empty() {
         Ok(OffsetResults::default())
     } else {
-        propose(broker, client, version, &request, command).await?
+        propose(broker, client, version, &request, command).await
     };
     let code = |placed: &Placed| match (placed, &result) {
-        (Err(error), _) => error.code(),
-        (Ok(_), Err(error)) => error.code(),
+        (Err(error), _) | (Ok(_), Err(NotCommitted::Refused(error))) => error.code(),
+        (Ok(_), Err(NotCommitted::OfBefore)) => ErrorCode::CoordinatorLoadInProgress.code(),
         (Ok(at), Ok(results)) => {
             results.error_codes.get(*at).and_then(|code| i16::try_from(*code).ok()).unwrap_or(-1)
         }
@@ -85,7 +109,8 @@ pub(super) async fn commit(
             .with_name(topic.name.clone())
             .with_partitions(partitions.collect())
     });
-    Ok(OffsetCommitResponse::default().with_topics(topics.collect()))
+    let response = OffsetCommitResponse::default().with_topics(topics.collect());
+    (response, matches!(result, Err(NotCommitted::OfBefore)))
 }
 
 /// Puts what may be committed into the command; says of each partition, by topic, where it is or why not.
@@ -124,7 +149,7 @@ async fn propose(
     version: i16,
     request: &OffsetCommitRequest,
     mut command: CommitOffsets,
-) -> Result<Result<OffsetResults, ErrorCode>, OfBefore> {
+) -> Result<OffsetResults, NotCommitted> {
     let check = CommitCheck {
         member_id: wire::name(&request.member_id),
         instance_id: request.group_instance_id.as_ref().map(wire::name),
@@ -141,13 +166,13 @@ async fn propose(
                 group = command.group, peer = %client.peer,
                 "connection closed: its commit may be older than this broker's claim of the group"
             );
-            return Err(OfBefore);
+            return Err(NotCommitted::OfBefore);
         }
         Ok(group) => command.coordinator_epoch = group.epoch,
         Err(GroupError::GroupIdNotFound) if version < COMMIT_GROUP_NOT_FOUND_VERSION => {
-            return Ok(Err(ErrorCode::IllegalGeneration));
+            return Err(ErrorCode::IllegalGeneration.into());
         }
-        Err(error) => return Ok(Err(ErrorCode::from_i16(error.code()))),
+        Err(error) => return Err(ErrorCode::from_i16(error.code()).into()),
     }
     if command.generation < 0 {
         // The group is empty: as in Kafka, whoever it is commits as a simple consumer.
@@ -155,9 +180,9 @@ async fn propose(
         command.instance_id = None;
     }
     if broker.host.sabotaged("offsets-before-commit") {
-        return Ok(Ok(commit_later(broker, command)));
+        return Ok(commit_later(broker, command));
     }
-    Ok(propose_checked(broker, command).await)
+    Ok(propose_checked(broker, command).await?)
 }
 
 async fn propose_checked(broker: &Arc<Broker>, command: CommitOffsets) -> Result<OffsetResults, ErrorCode> {

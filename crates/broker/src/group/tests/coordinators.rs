@@ -16,6 +16,9 @@ use crate::connection::Client;
 
 const US: i32 = 1;
 const NOT_COORDINATOR: i16 = 16;
+/// Of a commit: its error, and whether the connection was closed.
+const TAKEN: (i16, bool) = (0, false);
+const LOADING: (i16, bool) = (14, true);
 
 async fn coordinator(kafka: &Kafka, group: &str) -> i32 {
     let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![text(group)]);
@@ -106,25 +109,25 @@ fn a_commit_that_lay_in_its_connection_while_others_coordinated_is_not_taken() {
         let first = connect();
         pause().await;
         let (a, _, generation) = kafka.two_members("g").await;
-        assert_eq!(kafka.commit_by(&first, "g", (&a, generation), 10).await, Some(0), "a generation of ours");
-        assert_eq!(kafka.commit_by(&first, "simple", ("", -1), 10).await, Some(0), "a new group");
+        assert_eq!(kafka.commit_by(&first, "g", (&a, generation), 10).await, TAKEN, "a generation of ours");
+        assert_eq!(kafka.commit_by(&first, "simple", ("", -1), 10).await, TAKEN, "a new group");
         for (number, group) in (FIRST_NUMBER..).zip(["g", "simple"]) {
             claim(&broker, other, number, group).await;
         }
         set(&broker, other, SessionState::Suspect).await;
         pause().await;
         // The group is back; meanwhile the other broker may have answered commits.
-        assert_eq!(kafka.commit_by(&first, "g", (&a, generation), 11).await, None);
-        assert_eq!(kafka.commit_by(&first, "simple", ("", -1), 11).await, None);
+        assert_eq!(kafka.commit_by(&first, "g", (&a, generation), 11).await, LOADING);
+        assert_eq!(kafka.commit_by(&first, "simple", ("", -1), 11).await, LOADING);
         assert_eq!(kafka.fetch_offset("g", "t", 0).await, (10, 0));
         assert_eq!(kafka.fetch_offset("simple", "t", 0).await, (10, 0));
         pause().await;
         let second = connect();
-        assert_eq!(kafka.commit_by(&second, "g", (&a, generation), 12).await, Some(0));
-        assert_eq!(kafka.commit_by(&second, "simple", ("", -1), 12).await, Some(0));
+        assert_eq!(kafka.commit_by(&second, "g", (&a, generation), 12).await, TAKEN);
+        assert_eq!(kafka.commit_by(&second, "simple", ("", -1), 12).await, TAKEN);
         pause().await;
-        assert_eq!(kafka.commit_by(&second, "simple", ("", -1), 13).await, Some(0), "though loaded anew");
-        assert_eq!(kafka.commit_by(&first, "g", (&a, generation), 11).await, None, "for ever");
+        assert_eq!(kafka.commit_by(&second, "simple", ("", -1), 13).await, TAKEN, "though loaded anew");
+        assert_eq!(kafka.commit_by(&first, "g", (&a, generation), 11).await, LOADING, "for ever");
         assert_eq!(kafka.fetch_offset("g", "t", 0).await, (12, 0));
     });
 }

@@ -258,17 +258,17 @@ impl Kafka {
         self.commit_at(8, of, by, to, partition, offset).await
     }
 
-    /// By this connection; `None`: it was closed.
+    /// By this connection, and whether it was closed afterwards.
     pub(super) async fn commit_by(
         &self,
         client: &Client,
         of: &str,
         by: (&str, i32),
         offset: i64,
-    ) -> Option<i16> {
+    ) -> (i16, bool) {
         let frame = frame_of(8, &offset_commit(of, by, "t", 0, offset));
-        let answer = call_by::<OffsetCommitRequest>(client, &self.broker, 8, &frame).await?;
-        Some(answer.topics[0].partitions[0].error_code)
+        let (answer, closed) = call_by::<OffsetCommitRequest>(client, &self.broker, 8, &frame).await;
+        (answer.topics[0].partitions[0].error_code, closed)
     }
 
     pub(super) async fn commit_at(
@@ -387,8 +387,8 @@ async fn call<R: KafkaRequest>(broker: Arc<Broker>, version: i16, request: R) ->
     let frame = frame_of(version, &request);
     loop {
         let client = Client::new("127.0.0.1:5000".parse().unwrap());
-        // A client whose connection is closed comes again.
-        if let Some(answer) = call_by::<R>(&client, &broker, version, &frame).await {
+        // A client whose connection was closed with the answer comes again.
+        if let (answer, false) = call_by::<R>(&client, &broker, version, &frame).await {
             return answer;
         }
     }
@@ -398,19 +398,18 @@ fn frame_of<R: KafkaRequest>(version: i16, request: &R) -> Bytes {
     encode_request(version, 7, Some("test"), request).unwrap().slice(4..)
 }
 
-/// By this connection; `None`: it was closed.
+/// By this connection, and whether it was closed afterwards.
 async fn call_by<R: KafkaRequest>(
     client: &Client,
     broker: &Arc<Broker>,
     version: i16,
     frame: &Bytes,
-) -> Option<R::Response> {
+) -> (R::Response, bool) {
     let request = decode_request(frame.clone()).unwrap();
-    match dispatch::handle(broker, client, request).await {
-        Answer::Send(segments) => {
-            Some(decode_response::<R>(version, segments.into_bytes().slice(4..)).unwrap())
-        }
-        Answer::Nothing => panic!("no answer"),
-        Answer::Close => None,
-    }
+    let (segments, closed) = match dispatch::handle(broker, client, request).await {
+        Answer::Send(segments) => (segments, false),
+        Answer::Last(segments) => (segments, true),
+        Answer::Nothing | Answer::Close => panic!("no answer"),
+    };
+    (decode_response::<R>(version, segments.into_bytes().slice(4..)).unwrap(), closed)
 }
