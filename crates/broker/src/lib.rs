@@ -412,8 +412,13 @@ async fn open_lanes(
     let stream = loop {
         match session.open_stream(wal_lane, &*parts.ensembles).await {
             Ok(stream) => break stream,
-            // It could be a moment ago.
-            Err(error @ BrokerError::NoEnsemble(_)) => tracing::warn!(%error, "no stream yet"),
+            // It could be a moment ago; and a metadata quorum that elects its leader has one soon.
+            Err(
+                error @ (BrokerError::NoEnsemble(_)
+                | BrokerError::Quorum(
+                    ProposeError::Busy { .. } | ProposeError::NotLeader { .. } | ProposeError::Unknown { .. },
+                )),
+            ) => tracing::warn!(%error, "no stream yet"),
             Err(error) => return Err(error),
         }
         tokio::time::sleep(LOOK_AGAIN).await;

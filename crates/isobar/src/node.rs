@@ -313,7 +313,8 @@ impl Node {
                 zone: options.broker.rack.clone().unwrap_or_default(),
                 cloud: String::new(),
             };
-            register_directory(&quorum, directory).await?;
+            let registered = register_directory(&quorum, directory).await;
+            registered.map_err(|error| told_by(&archiver, error.into()))?;
         }
         let serving = match writing.filter(|_| options.roles.broker) {
             Some(writing) => {
@@ -333,7 +334,8 @@ impl Node {
                         .as_ref()
                         .map_or_else(|| Box::new(|_| ()) as _, |member| member.keeper(host)),
                 };
-                Some(Serving::start(host, &options, parts, &mut registry).await?)
+                let started = Serving::start(host, &options, parts, &mut registry).await;
+                Some(started.map_err(|error| told_by(&archiver, error))?)
             }
             None => None,
         };
@@ -478,6 +480,12 @@ impl Node {
         }
         Ok(stopped?)
     }
+}
+
+/// Why a start failed: what the archive knows of this member says more than that its quorum takes nothing any more.
+fn told_by(archiver: &Option<Archiver>, error: NodeError) -> NodeError {
+    let lost = archiver.as_ref().and_then(|archiver| archiver.lost().borrow().clone());
+    lost.map_or(error, NodeError::Refused)
 }
 
 /// Waits for a word. Who ends without one, or is not there, says nothing.
